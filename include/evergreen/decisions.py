@@ -1,0 +1,25 @@
+"""The result type of every pure decision: gate, triage, retrain policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An answer with its reasons and the evidence it was taken on.
+
+    Attributes:
+        accepted: the answer.
+        reasons: one sentence each; every reason, not the first. Never empty.
+        evidence: JSON-serialisable facts, recorded in the ledger beside the answer.
+    """
+
+    accepted: bool
+    reasons: tuple[str, ...]
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.reasons:
+            raise ValueError("a decision without a reason cannot be read later")

@@ -1,0 +1,87 @@
+"""Tables of the mart and the ledger: what analysts, on-call and `status` read. Names are the field's own."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+ingest_batches = sa.Table(
+    "ingest_batches",
+    metadata,
+    sa.Column("table_name", sa.String(64), primary_key=True),
+    sa.Column("partition_date", sa.Date, primary_key=True),
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False, comment="published | stopped"),
+    sa.Column("rows_in", sa.BigInteger, nullable=False),
+    sa.Column("trusted", sa.BigInteger, nullable=False),
+    sa.Column("quarantined", sa.BigInteger, nullable=False),
+    sa.Column("duplicates", sa.BigInteger, nullable=False),
+    sa.Column("deliveries", sa.JSON, nullable=False, comment="[{key, etag, sha256, rows}]"),
+    sa.Column("reasons", sa.JSON, nullable=False, comment="why stopped; warnings of a published batch"),
+    sa.Column("validation_uri", sa.Text),
+    sa.Column("snapshot_id", sa.BigInteger),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
+    comment="One row per table and partition: in = trusted + quarantined + duplicates",
+)
+
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.String(32), nullable=False, comment="gate | promotion | verdict | retrain | quarantine_release"),
+    sa.Column("subject", sa.String(64), nullable=False, comment="the model or source decided about"),
+    sa.Column("as_of", sa.Date, nullable=False),
+    sa.Column("outcome", sa.String(32), nullable=False),
+    sa.Column("reasons", sa.JSON, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False),
+    sa.UniqueConstraint("kind", "subject", "as_of", "run_id", name="one_decision_per_run"),
+    comment="Every decision, with its reasons and evidence. Append only.",
+)
+
+champions = sa.Table(
+    "champions",
+    metadata,
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("effective_from", sa.Date, primary_key=True, comment="first as-of date it may score"),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("promoted_at", sa.DateTime(timezone=True), nullable=False),
+    comment="Which version was champion from when",
+)
+
+scorings = sa.Table(
+    "scorings",
+    metadata,
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("as_of", sa.Date, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("is_current", sa.Boolean, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("mean_probability", sa.Float, nullable=False),
+    sa.Column("snapshot_id", sa.BigInteger),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("scored_at", sa.DateTime(timezone=True), nullable=False),
+    comment="Every scoring of a partition; the current one is what analysts see",
+)
+
+monitorings = sa.Table(
+    "monitorings",
+    metadata,
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("as_of", sa.Date, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False, comment="the champion whose reference was used"),
+    sa.Column("verdict", sa.String(32), nullable=False, comment="ok | broken_data | drift | performance_drop"),
+    sa.Column("reasons", sa.JSON, nullable=False),
+    sa.Column("columns", sa.JSON, nullable=False, comment="{column: {method, score, threshold, breached}}"),
+    sa.Column("performance", sa.JSON, nullable=False, comment="{auc, brier, matured_rows, scored_rows, coverage}"),
+    sa.Column("report_uri", sa.Text),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
+    comment="One verdict per model and as-of date, with its numbers",
+)

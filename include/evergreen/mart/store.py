@@ -1,0 +1,1 @@
+"""The mart: one SQL database, one transaction per fact."""

@@ -1,0 +1,362 @@
+"""Specs: what an adopter writes as data. An invalid spec cannot be built.
+
+`include/sources/<name>/source.yaml` becomes a `SourceSpec`, `include/models/<name>/model.yaml`
+(plus `features.sql`) a `ModelSpec`. Errors name the file, the field, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from include.evergreen.errors import SpecError
+
+PROJECT = Path(__file__).resolve().parents[2]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+ColumnType = Literal["string", "integer", "number", "boolean", "date", "timestamp"]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+class Column(Spec):
+    """A delivered column. `nullable: false` is itself an expectation."""
+
+    type: ColumnType
+    nullable: bool = True
+    description: str = ""
+
+
+class Availability(Spec):
+    """When a row could first be known: `scheduled` = midnight of its partition date + `hours_after`
+    (replayed history); `arrival` = when its file was delivered (live feeds)."""
+
+    rule: Literal["scheduled", "arrival"] = "scheduled"
+    hours_after: float = 0
+
+
+class RowCount(Spec):
+    """Bounds of a partition's rows: absolute, and as ratios of the median of recent partitions."""
+
+    min: int = 1
+    max: int | None = None
+    recent_partitions: int = 28
+    min_ratio: float | None = None
+    max_ratio: float | None = None
+
+
+class Expectation(Spec):
+    """One Great Expectations expectation, by its snake_case `type`, with its own arguments in `args`.
+
+    `severity: warning` is recorded and shown but neither quarantines a row nor stops a partition.
+    """
+
+    type: Annotated[str, Field(pattern=r"^expect_[a-z0-9_]+$")]
+    args: dict[str, Any] = Field(default_factory=dict)
+    severity: Literal["error", "warning"] = "error"
+    because: str = ""
+
+
+class Freshness(Spec):
+    """The newest value of `column` must reach at least `hours` after midnight of the partition date."""
+
+    column: Name
+    hours: float
+
+
+class TableSpec(Spec):
+    """One table of a source.
+
+    Attributes:
+        path: key template in the landing bucket; `{date}` is the partition date (YYYY-MM-DD). Every object whose
+            key starts with the part before the extension is a delivery of that partition, in key order.
+        cadence: `daily` = one partition a day is due; `occasional` = a full snapshot now and then, the newest counts.
+        lag_days: run R lands partition R - lag_days.
+        date_column: must equal the partition date in every row of a daily table.
+        key: columns that identify a row.
+        derive: extra columns as DuckDB expressions over the typed columns.
+        max_bad_share: above this share of quarantined rows the partition is stopped.
+    """
+
+    name: Name
+    description: str
+    path: str
+    cadence: Literal["daily", "occasional"] = "daily"
+    lag_days: Annotated[int, Field(ge=0, le=31)] = 0
+    date_column: Name | None = None
+    key: tuple[Name, ...] = Field(min_length=1)
+    available: Availability = Availability()
+    columns: dict[Name, Column] = Field(min_length=1)
+    derive: dict[Name, str] = Field(default_factory=dict)
+    expectations: tuple[Expectation, ...] = ()
+    row_count: RowCount = RowCount()
+    freshness: Freshness | None = None
+    max_bad_share: Fraction = 0.05
+    delimiter: str = ","
+    null: str = "NA"
+
+    @model_validator(mode="after")
+    def _coherent(self) -> TableSpec:
+        if "{date}" not in self.path:
+            raise ValueError(f"path: expected a template with {{date}}, found {self.path!r}")
+        if ".." in self.path or self.path.startswith("/"):
+            raise ValueError(f"path: expected a key inside the landing bucket, found {self.path!r}")
+        named = [*self.key, *([self.date_column] if self.date_column else [])]
+        unknown = sorted(set(named) - set(self.columns))
+        if unknown:
+            raise ValueError(f"key and date_column: expected declared columns, found {unknown}")
+        if self.cadence == "daily" and self.date_column is None:
+            raise ValueError("date_column: a daily table needs one")
+        reserved = {"partition_date", "available_at", "source_file", "source_row"} & {*self.columns, *self.derive}
+        if reserved:
+            raise ValueError(f"columns: {sorted(reserved)} are added by the engine and cannot be declared")
+        return self
+
+
+class Wait(Spec):
+    """How long a run waits for a file."""
+
+    timeout_minutes: float = 720
+    poke_seconds: float = 60
+
+
+class SourceSpec(Spec):
+    """One upstream and its tables."""
+
+    name: Name
+    description: str
+    owner: str
+    start_date: dt.date
+    end_date: dt.date | None = None
+    schedule: str = "0 0 * * *"
+    wait: Wait = Wait()
+    tables: dict[Name, TableSpec] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_tables(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("tables"), dict):
+            tables = {k: {"name": k, **v} if isinstance(v, dict) else v for k, v in data["tables"].items()}
+            return {**data, "tables": tables}
+        return data
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+class Entity(Spec):
+    """What is predicted: the rows of `table` in partition R are the entities of as-of date R."""
+
+    table: Name
+    key: tuple[Name, ...] = Field(min_length=1)
+    where: str = "true"
+
+
+class Label(Spec):
+    """What happened: a DuckDB boolean expression over `table`, joined on the entity key. Null = no label."""
+
+    table: Name
+    expression: str
+    description: str = ""
+
+
+class Drift(Spec):
+    """How one column's drift is measured. `distance >= threshold` is a breach, whatever the number of rows."""
+
+    method: Literal["jensenshannon", "wasserstein", "psi"] = "jensenshannon"
+    threshold: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Feature(Spec):
+    """A column of `features.sql`."""
+
+    type: Literal["number", "category"] = "number"
+    description: str = ""
+    drift: Drift | None = Drift()
+
+
+class Training(Spec):
+    """How a challenger is made. Days count back from the as-of date: [train | validation | holdout] as-of."""
+
+    window_days: Annotated[int, Field(ge=2)] = 365
+    validation_days: Annotated[int, Field(ge=1)] = 14
+    holdout_days: Annotated[int, Field(ge=1)] = 7
+    min_rows: int = 1000
+    params: dict[str, Any] = Field(default_factory=dict)
+    num_boost_round: Annotated[int, Field(ge=1)] = 300
+    early_stopping_rounds: int = 20
+    seed: int = 20130101
+    threads: int = 2
+    trials: Annotated[int, Field(ge=0)] = 0
+    schedule: str | None = "0 6 1 * *"
+
+
+class Gate(Spec):
+    """What a challenger must show. `floors` are minimum values of metrics on the holdout."""
+
+    metric: Literal["auc", "average_precision", "log_loss", "brier"] = "auc"
+    floors: dict[Literal["auc", "average_precision"], float] = Field(default_factory=dict)
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
+    min_holdout_rows: int = 500
+    max_model_mb: float = 50
+    max_ms_per_1k: float = 200
+
+
+class Scoring(Spec):
+    threshold: Fraction = 0.5
+    reasons: Annotated[int, Field(ge=0)] = 3
+    batch_rows: Annotated[int, Field(ge=1)] = 65_536
+
+
+class Monitoring(Spec):
+    """Drift over the last `window_days` scored partitions against the champion's training reference.
+
+    A window drifts when the prediction breaches its threshold, or at least `min_columns` features do.
+    """
+
+    window_days: Annotated[int, Field(ge=1)] = 7
+    min_columns: Annotated[int, Field(ge=1)] = 2
+    prediction: Drift = Drift()
+    max_null_increase: Fraction = 0.2
+    performance_metric: Literal["auc"] = "auc"
+    max_performance_drop: float = 0.05
+    min_matured_rows: int = 1000
+    sketch_rows: int = 5000
+
+
+class Retrain(Spec):
+    """The retrain policy: at least `breaches` of the last `windows` verdicts and the latest one, then a cooldown."""
+
+    breaches: Annotated[int, Field(ge=1)] = 2
+    windows: Annotated[int, Field(ge=1)] = 3
+    cooldown_days: Annotated[int, Field(ge=0)] = 7
+
+    @model_validator(mode="after")
+    def _n_of_m(self) -> Retrain:
+        if self.breaches > self.windows:
+            raise ValueError(f"breaches: expected at most windows = {self.windows}, found {self.breaches}")
+        return self
+
+
+class ModelSpec(Spec):
+    """One model: an entity, a label, features, and the rules of its life.
+
+    `features.sql` reads the last `lookback_days` of the source's tables, and the `reference_tables` whole.
+    """
+
+    name: Name
+    description: str
+    owner: str
+    source: Name
+    start_date: dt.date
+    end_date: dt.date | None = None
+    entity: Entity
+    label: Label
+    lookback_days: Annotated[int, Field(ge=0)] = 7
+    reference_tables: tuple[Name, ...] = ()
+    features: dict[Name, Feature] = Field(min_length=1)
+    training: Training = Training()
+    gate: Gate = Gate()
+    scoring: Scoring = Scoring()
+    monitoring: Monitoring = Monitoring()
+    retrain: Retrain = Retrain()
+    sql: str = Field(repr=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the spec with its SQL: one input of every model's lineage."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        return tuple(name for name, feature in self.features.items() if feature.type == "category")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = [f"{path}: {error.error_count()} field(s) are wrong"]
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        found = repr(item["input"])
+        lines.append(f"  {where}: {item['msg']}; found {found if len(found) < 120 else found[:117] + '...'}")
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: expected a readable file, found {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: expected YAML, found {error}") from error
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: expected a mapping, found {type(data).__name__}")
+    return data
+
+
+def load_source(path: Path) -> SourceSpec:
+    """Read one `source.yaml`. Raises SpecError."""
+    try:
+        spec = SourceSpec.model_validate(_read(path))
+    except ValidationError as error:
+        raise SpecError(_explain(path, error)) from error
+    if spec.name != path.parent.name:
+        raise SpecError(f"{path}: name: expected {path.parent.name!r} (its folder), found {spec.name!r}")
+    return spec
+
+
+def load_model(path: Path) -> ModelSpec:
+    """Read one `model.yaml` with the `features.sql` beside it. Raises SpecError."""
+    data = _read(path)
+    sql = path.with_name("features.sql")
+    if not sql.is_file():
+        raise SpecError(f"{sql}: expected the model's feature query, found no file")
+    try:
+        spec = ModelSpec.model_validate({**data, "sql": sql.read_text(encoding="utf-8")})
+    except ValidationError as error:
+        raise SpecError(_explain(path, error)) from error
+    if spec.name != path.parent.name:
+        raise SpecError(f"{path}: name: expected {path.parent.name!r} (its folder), found {spec.name!r}")
+    return spec
+
+
+def sources(root: Path = PROJECT) -> dict[str, SourceSpec]:
+    """Every source of the project, by name. Table names are unique across sources. Raises SpecError."""
+    found = {spec.name: spec for spec in map(load_source, sorted(root.glob("include/sources/*/source.yaml")))}
+    owner: dict[str, str] = {}
+    for spec in found.values():
+        for table in spec.tables:
+            if owner.setdefault(table, spec.name) != spec.name:
+                raise SpecError(f"table {table!r}: expected one source, found {owner[table]!r} and {spec.name!r}")
+    return found
+
+
+def models(root: Path = PROJECT) -> dict[str, ModelSpec]:
+    """Every model of the project, by name, each on a known source and its tables. Raises SpecError."""
+    known = sources(root)
+    found = {spec.name: spec for spec in map(load_model, sorted(root.glob("include/models/*/model.yaml")))}
+    for spec in found.values():
+        if spec.source not in known:
+            raise SpecError(f"model {spec.name}: source: expected one of {sorted(known)}, found {spec.source!r}")
+        tables = known[spec.source].tables
+        for field, table in (("entity", spec.entity.table), ("label", spec.label.table)):
+            if table not in tables:
+                raise SpecError(f"model {spec.name}: {field}.table: expected one of {sorted(tables)}, found {table!r}")
+        unknown = set(spec.entity.key) - set(tables[spec.entity.table].columns)
+        if unknown:
+            raise SpecError(f"model {spec.name}: entity.key: no such columns in {spec.entity.table}: {sorted(unknown)}")
+    return found

@@ -1,0 +1,115 @@
+"""A trained model as bytes: what the registry stores and scoring loads. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from include.evergreen.errors import ChecksumMismatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import xgboost
+
+PREDICTION = "probability"
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A booster with all it needs to be used.
+
+    Attributes:
+        model: the model's name.
+        as_of: the date it was trained as of; it saw labels available at or before that midnight.
+        booster: XGBoost UBJ bytes.
+        categories: per category feature, the training categories in code order; any other value scores as missing.
+        features: feature names in the booster's column order.
+        reference: quantile sketch (Parquet bytes) of the training features and the prediction, for drift.
+        baseline: P(label) of the training rows, the simplest prediction there is.
+        facts: JSON-serialisable: metrics, windows, performance of the reference.
+    """
+
+    model: str
+    as_of: dt.date
+    booster: bytes = field(repr=False)
+    features: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]] = field(repr=False)
+    reference: bytes = field(repr=False, default=b"")
+    baseline: float = 0.5
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.booster).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """The three files of a stored bundle; `bundle.json` carries the SHA-256 of the other two."""
+        meta = {
+            "model": self.model,
+            "as_of": self.as_of.isoformat(),
+            "features": list(self.features),
+            "categories": {name: list(values) for name, values in self.categories.items()},
+            "baseline": self.baseline,
+            "facts": self.facts,
+            "sha256": {
+                "model.ubj": self.sha256,
+                "reference.parquet": hashlib.sha256(self.reference).hexdigest(),
+            },
+        }
+        return {
+            "model.ubj": self.booster,
+            "reference.parquet": self.reference,
+            "bundle.json": json.dumps(meta, sort_keys=True, indent=1).encode(),
+        }
+
+    @classmethod
+    def from_files(cls, files: dict[str, bytes]) -> ModelBundle:
+        """Rebuild from `files()`. Raises ChecksumMismatch before a damaged byte reaches XGBoost."""
+        meta = json.loads(files["bundle.json"])
+        for name, expected in meta["sha256"].items():
+            found = hashlib.sha256(files[name]).hexdigest()
+            if found != expected:
+                raise ChecksumMismatch(f"{meta['model']}/{name}: expected SHA-256 {expected}, found {found}")
+        return cls(
+            model=meta["model"],
+            as_of=dt.date.fromisoformat(meta["as_of"]),
+            booster=files["model.ubj"],
+            features=tuple(meta["features"]),
+            categories={name: tuple(values) for name, values in meta["categories"].items()},
+            reference=files["reference.parquet"],
+            baseline=meta["baseline"],
+            facts=meta["facts"],
+        )
+
+    @cached_property
+    def _booster(self) -> xgboost.Booster:
+        import xgboost
+
+        return xgboost.Booster(model_file=bytearray(self.booster))
+
+    def matrix(self, features: pa.Table) -> Any:
+        """Feature columns as the pandas frame the booster was trained on, categories in training order."""
+        import pandas as pd
+
+        frame = features.select(list(self.features)).to_pandas()
+        for name, values in self.categories.items():
+            frame[name] = pd.Categorical(frame[name], categories=list(values))
+        return frame.astype({name: "float32" for name in self.features if name not in self.categories})
+
+    def predict(self, features: pa.Table) -> np.ndarray:
+        """P(label) per row, shape (rows,), float32."""
+        import xgboost
+
+        return self._booster.predict(xgboost.DMatrix(self.matrix(features), enable_categorical=True))
+
+    def contributions(self, features: pa.Table) -> np.ndarray:
+        """SHAP values in log-odds, shape (rows, features + 1), the last column the bias."""
+        import xgboost
+
+        data = xgboost.DMatrix(self.matrix(features), enable_categorical=True)
+        return self._booster.predict(data, pred_contribs=True)
