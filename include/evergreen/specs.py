@@ -188,7 +188,10 @@ class Feature(Spec):
 
 
 class Training(Spec):
-    """How a challenger is made. Days count back from the as-of date: [train | validation | holdout] as-of."""
+    """How a challenger is made. Days count back from the as-of date: [train | validation | holdout] as-of.
+
+    `trials` > 0 tunes the `search` ranges (low, high) of XGBoost parameters on the validation days.
+    """
 
     window_days: Annotated[int, Field(ge=2)] = 365
     validation_days: Annotated[int, Field(ge=1)] = 14
@@ -200,14 +203,21 @@ class Training(Spec):
     seed: int = 20130101
     threads: int = 2
     trials: Annotated[int, Field(ge=0)] = 0
+    search: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    leak_check_dates: Annotated[int, Field(ge=1)] = 3
     schedule: str | None = "0 6 1 * *"
 
 
 class Gate(Spec):
-    """What a challenger must show. `floors` are minimum values of metrics on the holdout."""
+    """What a challenger must show on the holdout.
+
+    `floors` are minimum values. The baseline is the training rate of the label by `baseline_by` (in 24 quantile bins
+    of a number, by value of a category), or overall when it is null.
+    """
 
     metric: Literal["auc", "average_precision", "log_loss", "brier"] = "auc"
     floors: dict[Literal["auc", "average_precision"], float] = Field(default_factory=dict)
+    baseline_by: Name | None = None
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     min_holdout_rows: int = 500
     max_model_mb: float = 50
@@ -273,6 +283,17 @@ class ModelSpec(Spec):
     monitoring: Monitoring = Monitoring()
     retrain: Retrain = Retrain()
     sql: str = Field(repr=False)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> ModelSpec:
+        if self.gate.baseline_by is not None and self.gate.baseline_by not in self.features:
+            raise ValueError(f"gate.baseline_by: expected a feature, found {self.gate.baseline_by!r}")
+        clash = sorted({*self.entity.key, "as_of", "label", "probability"} & set(self.features))
+        if clash:
+            raise ValueError(f"features: {clash} are names of the entity or the engine; rename the columns")
+        if self.training.trials and not self.training.search:
+            raise ValueError("training.search: expected ranges to tune when trials > 0")
+        return self
 
     @cached_property
     def hash(self) -> str:

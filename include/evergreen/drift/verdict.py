@@ -1,0 +1,248 @@
+"""The verdict on a window: pure, from facts. Broken data outranks a performance drop, which outranks drift."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from include.evergreen.specs import ModelSpec
+from include.evergreen.training.bundle import PREDICTION
+
+Kind = Literal["ok", "broken_data", "drift", "performance_drop"]
+GRAVITY: tuple[Kind, ...] = ("ok", "drift", "performance_drop", "broken_data")
+"""Verdicts from light to grave."""
+
+MIN_ROWS_RATIO = 0.5
+"""Scored rows below this share of the median of recent partitions are far below recent."""
+MIN_RECENT = 3
+"""Partitions it takes to speak of a median."""
+CONSTANT_SHARE = 0.5
+"""A window that holds one value only is broken when that value had less than this share of the reference."""
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column's drift. `score` is None when there is nothing to measure; `note` then says why."""
+
+    method: str
+    score: float | None
+    threshold: float
+    breached: bool
+    note: str = ""
+
+    @property
+    def severity(self) -> float:
+        """Score in units of its threshold, the common scale of different methods; -1 without a score."""
+        return self.score / self.threshold if _known(self.score) else -1.0
+
+
+@dataclass(frozen=True)
+class ColumnHealth:
+    """A feature's values in the window and in the reference.
+
+    Attributes:
+        null_share: share of nulls, 0 to 1, in the window; `reference_null_share` in the reference.
+        distinct: distinct values without null in the window; `reference_distinct` in the reference.
+        only_value_share: share of the reference that equals the window's only value; None when it holds more than one.
+    """
+
+    null_share: float
+    reference_null_share: float
+    distinct: int
+    reference_distinct: int
+    only_value_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Performance:
+    """The matured part of the window. A metric is None when it is undefined (no rows, one class)."""
+
+    auc: float | None = None
+    brier: float | None = None
+    log_loss: float | None = None
+    matured_rows: int = 0
+    scored_rows: int = 0
+    reference_auc: float | None = None
+
+    @property
+    def coverage(self) -> float:
+        """Matured over scored, 0 to 1."""
+        return self.matured_rows / self.scored_rows if self.scored_rows else 0.0
+
+
+@dataclass(frozen=True)
+class MonitoringFacts:
+    """What `judge` needs to know of one window.
+
+    Attributes:
+        as_of: the window's last date; `version` scored it.
+        partitions: the scored dates in the window, oldest first.
+        rows: feature rows in the window.
+        scored_rows: rows scored on `as_of`; `recent_rows` on the scored dates before it, any order.
+        columns: drift of features and prediction; `health` of the features.
+        stopped: one sentence per partition of the source that the window needed and that was not published.
+    """
+
+    as_of: dt.date
+    version: int
+    partitions: tuple[dt.date, ...]
+    rows: int
+    scored_rows: int
+    recent_rows: tuple[int, ...] = ()
+    columns: Mapping[str, ColumnDrift] = field(default_factory=dict)
+    health: Mapping[str, ColumnHealth] = field(default_factory=dict)
+    performance: Performance = Performance()
+    stopped: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **asdict(self),
+            "as_of": self.as_of.isoformat(),
+            "partitions": [day.isoformat() for day in self.partitions],
+            "recent_rows": list(self.recent_rows),
+            "stopped": list(self.stopped),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MonitoringFacts:
+        """Rebuild from `to_dict`; keys it does not know are ignored."""
+        return cls(
+            as_of=dt.date.fromisoformat(data["as_of"]),
+            version=data["version"],
+            partitions=tuple(dt.date.fromisoformat(day) for day in data["partitions"]),
+            rows=data["rows"],
+            scored_rows=data["scored_rows"],
+            recent_rows=tuple(data["recent_rows"]),
+            columns={name: ColumnDrift(**column) for name, column in data["columns"].items()},
+            health={name: ColumnHealth(**column) for name, column in data["health"].items()},
+            performance=Performance(**data["performance"]),
+            stopped=tuple(data["stopped"]),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a window.
+
+    Attributes:
+        kind: the gravest finding.
+        reasons: every finding, gravest first, then what could not be known. Never empty.
+        guilty: columns behind the findings, worst first.
+    """
+
+    kind: Kind
+    reasons: tuple[str, ...]
+    guilty: tuple[str, ...] = ()
+
+
+def judge(facts: MonitoringFacts, spec: ModelSpec) -> Verdict:
+    """Judge one window by the spec's `monitoring` rules."""
+    broken, sick = _broken(facts, spec)
+    dropped, unknown = _performance(facts, spec)
+    drifted, guilty, unmeasured = _drift(facts, spec)
+    findings: tuple[tuple[Kind, list[str]], ...] = (
+        ("broken_data", broken),
+        ("performance_drop", dropped),
+        ("drift", drifted),
+    )
+    kind: Kind = next((kind for kind, reasons in findings if reasons), "ok")
+    reasons = [reason for _, found in findings for reason in found]
+    if not reasons:
+        reasons.append(f"nothing found in {facts.rows} rows of {len(facts.partitions)} scored partition(s)")
+    suspects = [*sick, *(guilty if drifted else [])]
+    return Verdict(kind, (*reasons, *unknown, *unmeasured), tuple(dict.fromkeys(suspects)))
+
+
+def _broken(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str]]:
+    reasons = list(facts.stopped)
+    if not facts.rows or not facts.scored_rows:
+        reasons.append(f"nothing to judge: {facts.scored_rows} rows scored on {facts.as_of}, {facts.rows} in the window")
+    elif len(facts.recent_rows) >= MIN_RECENT:
+        usual = statistics.median(facts.recent_rows)
+        if facts.scored_rows < MIN_ROWS_RATIO * usual:
+            reasons.append(
+                f"scored rows: expected at least {MIN_ROWS_RATIO:.0%} of the usual {usual:g}, found {facts.scored_rows}"
+            )
+    found = []
+    if facts.rows:
+        for name, health in facts.health.items():
+            feature = spec.features.get(name)
+            watched = feature is not None and feature.drift is not None
+            reason = _sick(name, health, spec, constant=watched and len(facts.partitions) > 1)
+            if reason:
+                found.append((health.reference_null_share - health.null_share, name, reason))
+    found.sort()
+    return [*reasons, *(reason for _, _, reason in found)], [name for _, name, _ in found]
+
+
+def _sick(name: str, health: ColumnHealth, spec: ModelSpec, constant: bool) -> str | None:
+    """Empty, much emptier, or stuck. A feature with `drift: null`, and a window of one partition, may be constant."""
+    if not health.distinct and health.reference_distinct:
+        return f"{name}: no value in the window, the reference has {health.reference_distinct}"
+    rise = health.null_share - health.reference_null_share
+    if _above(rise, spec.monitoring.max_null_increase):
+        return (
+            f"{name}: nulls rose from {health.reference_null_share:.1%} to {health.null_share:.1%}, "
+            f"more than the {spec.monitoring.max_null_increase:.1%} allowed"
+        )
+    share = health.only_value_share
+    if constant and health.distinct == 1 and health.reference_distinct > 1 and share is not None:
+        if share < CONSTANT_SHARE:
+            return f"{name}: one value throughout the window, {share:.1%} of the reference has it"
+    return None
+
+
+def _performance(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str]]:
+    rules, seen = spec.monitoring, facts.performance
+    if seen.matured_rows < rules.min_matured_rows:
+        return [], [f"performance unknown: {seen.matured_rows} matured rows, expected {rules.min_matured_rows}"]
+    if not _known(seen.auc):
+        return [], [f"performance unknown: AUC is undefined on {seen.matured_rows} matured rows"]
+    if not _known(seen.reference_auc):
+        return [], [f"performance unknown: version {facts.version} has no reference AUC"]
+    drop = seen.reference_auc - seen.auc
+    if _above(drop, rules.max_performance_drop):
+        return [
+            f"AUC {seen.auc:.4f} on {seen.matured_rows} matured rows is {drop:.4f} below the reference's "
+            f"{seen.reference_auc:.4f}, more than the {rules.max_performance_drop:g} allowed"
+        ], []
+    return [], []
+
+
+def _drift(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str], list[str]]:
+    breached = {
+        name: column for name, column in facts.columns.items() if _known(column.score) and column.score >= column.threshold
+    }
+    ranked = sorted(breached, key=lambda name: (-breached[name].severity, name))
+    features = [name for name in ranked if name != PREDICTION]
+    reasons = []
+    if PREDICTION in breached:
+        reasons.append(f"the prediction drifts: {_said(breached[PREDICTION])}")
+    if len(features) >= spec.monitoring.min_columns:
+        worst = ", ".join(f"{name} {_said(breached[name])}" for name in features[:5])
+        more = f" and {len(features) - 5} more" if len(features) > 5 else ""
+        reasons.append(f"{len(features)} features drift (allowed: {spec.monitoring.min_columns - 1}): {worst}{more}")
+    unmeasured = [
+        f"{name}: drift not measured: {column.note or 'no finite distance'}"
+        for name, column in facts.columns.items()
+        if not _known(column.score)
+    ]
+    return reasons, ranked, unmeasured
+
+
+def _said(column: ColumnDrift) -> str:
+    return f"{column.method} {column.score:.3f} >= {column.threshold:g}"
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _above(value: float, limit: float) -> bool:
+    """Strictly above, blind to the last bits of a subtraction."""
+    return round(value - limit, 9) > 0

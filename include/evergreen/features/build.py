@@ -1,0 +1,187 @@
+"""Point-in-time features: one DuckDB query over Arrow from the lake, for training and scoring alike."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from include.evergreen.errors import DataError, LeakDetected, NotFound
+from include.evergreen.lake.ports import PARTITION, Lake
+from include.evergreen.specs import ModelSpec
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB whose answers depend on its inputs alone: UTC, no extension loading, two threads."""
+    connection = duckdb.connect()
+    connection.execute("set timezone = 'UTC'; set threads = 2; set enable_progress_bar = false")
+    return connection
+
+
+def midnight(day: dt.date) -> dt.datetime:
+    """The as-of instant of a date, naive UTC."""
+    return dt.datetime.combine(day, dt.time())
+
+
+def _tables(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
+    return sorted(set(connection.get_table_names(sql)) - {"entities"})
+
+
+def _read(
+    lake: Lake,
+    spec: ModelSpec,
+    table: str,
+    since: dt.date,
+    until: dt.date,
+    cut: dt.date | None,
+    snapshots: dict[str, int] | None,
+) -> pa.Table:
+    first = None if table in spec.reference_tables else since - dt.timedelta(days=spec.lookback_days)
+    name = f"trusted.{table}"
+    rows = lake.read(name, first, until, snapshot=(snapshots or {}).get(name))
+    if cut is not None:
+        rows = rows.filter(pc.less_equal(rows["available_at"], pa.scalar(midnight(cut), pa.timestamp("us"))))
+    return rows
+
+
+def input_tables(spec: ModelSpec) -> list[str]:
+    """Lake names of the tables a model is made from: its query's, its entities' and its label's."""
+    with connect() as connection:
+        names = {*_tables(connection, spec.sql), spec.entity.table, spec.label.table}
+    return sorted(f"trusted.{name}" for name in names)
+
+
+def features(
+    lake: Lake,
+    spec: ModelSpec,
+    since: dt.date,
+    until: dt.date,
+    cut: dt.date | None = None,
+    snapshots: dict[str, int] | None = None,
+) -> pa.Table:
+    """Features of every entity with since <= as_of <= until.
+
+    Args:
+        cut: drop every row of every table that was not available at midnight of this date before the query runs.
+        snapshots: lake table -> snapshot id to read instead of the current one.
+
+    Returns:
+        One row per entity: the entity key, `as_of` (date32), then the spec's features in order (numbers as float32,
+        categories as strings), sorted by as_of and key.
+
+    Raises:
+        NotFound: a table of the query is not in the lake.
+        DataError: the query's result is not one row per entity with the declared columns.
+    """
+    with connect() as connection:
+        for table in {*_tables(connection, spec.sql), spec.entity.table}:
+            connection.register(table, _read(lake, spec, table, since, until, cut, snapshots))
+        keys = ", ".join(spec.entity.key)
+        connection.execute(
+            f"create temp table entities as select {keys}, cast({PARTITION} as timestamp) as as_of "
+            f"from {spec.entity.table} where {PARTITION} between ? and ? and ({spec.entity.where})",
+            [since, until],
+        )
+        expected = connection.execute("select count(*) from entities").fetchall()[0][0]
+        connection.execute(f"create temp table result as {spec.sql.rstrip().rstrip(';')}")
+        found = {row[0] for row in connection.execute("describe result").fetchall()}
+        missing = [name for name in (*spec.entity.key, "as_of", *spec.features) if name not in found]
+        if missing:
+            raise DataError(f"features.sql of {spec.name}: expected the columns {missing}, found {sorted(found)}")
+        columns = [
+            *spec.entity.key,
+            "cast(as_of as date) as as_of",
+            *(
+                f"cast({name} as {'varchar' if feature.type == 'category' else 'float'}) as {name}"
+                for name, feature in spec.features.items()
+            ),
+        ]
+        rows, distinct = connection.execute(f"select count(*), count(distinct ({keys}, as_of)) from result").fetchall()[0]
+        if rows != expected or distinct != expected:
+            raise DataError(
+                f"features.sql of {spec.name}: expected one row for each of {expected} entities, "
+                f"found {rows} rows for {distinct}"
+            )
+        return connection.execute(f"select {', '.join(columns)} from result order by as_of, {keys}").to_arrow_table()
+
+
+def labels(
+    lake: Lake,
+    spec: ModelSpec,
+    since: dt.date,
+    until: dt.date,
+    cut: dt.date | None = None,
+    snapshots: dict[str, int] | None = None,
+) -> pa.Table:
+    """What happened to the entities with since <= as_of <= until, as far as it was known at midnight of `cut`.
+
+    Returns:
+        The entity key, `as_of` (date32), `label` (bool, never null), `known_at` (timestamp[us]).
+    """
+    name = f"trusted.{spec.label.table}"
+    try:
+        rows = lake.read(name, since, until, snapshot=(snapshots or {}).get(name))
+    except NotFound:
+        return pa.table(
+            {
+                **{key: pa.array([], pa.string()) for key in spec.entity.key},
+                "as_of": pa.array([], pa.date32()),
+                "label": pa.array([], pa.bool_()),
+                "known_at": pa.array([], pa.timestamp("us")),
+            }
+        )
+    with connect() as connection:
+        connection.register("outcomes", rows)
+        keys = ", ".join(spec.entity.key)
+        bound = dt.datetime.max if cut is None else midnight(cut)
+        return connection.execute(
+            f"select * from (select {keys}, {PARTITION} as as_of, cast(({spec.label.expression}) as boolean) as label, "
+            f"cast(available_at as timestamp) as known_at from outcomes where available_at <= ?) "
+            f"where label is not null order by as_of, {keys}",
+            [bound],
+        ).to_arrow_table()
+
+
+def labelled(features_: pa.Table, labels_: pa.Table, spec: ModelSpec) -> pa.Table:
+    """Features of the entities whose label is known, with `label`, sorted by as_of and key."""
+    with connect() as connection:
+        connection.register("f", features_)
+        connection.register("l", labels_)
+        keys = ", ".join((*spec.entity.key, "as_of"))
+        return connection.execute(
+            f"select f.*, l.label from f join (select {keys}, label from l) l using ({keys}) order by {keys}"
+        ).to_arrow_table()
+
+
+def check_leaks(lake: Lake, spec: ModelSpec, dates: Sequence[dt.date], horizon_days: int = 2) -> int:
+    """Prove on real rows that no feature sees the future.
+
+    For each as-of date the features are computed on the lake as it is (with `horizon_days` of later partitions in
+    sight) and on the lake cut at that midnight; every value must be the same.
+
+    Returns:
+        The number of entity rows compared.
+
+    Raises:
+        LeakDetected: names the features that differ, with one example.
+    """
+    compared = 0
+    for day in dates:
+        later = day + dt.timedelta(days=horizon_days)
+        full = features(lake, spec, day, later)
+        full = full.filter(pc.equal(full["as_of"], pa.scalar(day, pa.date32())))
+        cut = features(lake, spec, day, day, cut=day)
+        compared += full.num_rows
+        guilty = []
+        for name in spec.features:
+            # repr() makes NaN equal to itself
+            pairs = zip(map(repr, full[name].to_pylist()), map(repr, cut[name].to_pylist()), strict=True)
+            different = next(((left, right) for left, right in pairs if left != right), None)
+            if different:
+                guilty.append(f"{name} (found {different[0]}, known at the time {different[1]})")
+        if guilty:
+            raise LeakDetected(f"{spec.name}, as of {day}: these features see the future: {'; '.join(guilty)}")
+    return compared

@@ -1,0 +1,54 @@
+"""What a task needs to know of its run: the as-of date, a key that names the run, who started it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Any
+
+from airflow.sdk import get_current_context, get_parsing_context
+
+from include.evergreen.errors import Refused
+from include.evergreen.orchestration.assets import date_of
+
+
+def wanted(dag_id: str) -> bool:
+    """False when this file is parsed for one task of another DAG: a factory can skip the rest."""
+    only = get_parsing_context().dag_id
+    return only is None or only == dag_id
+
+
+def as_of() -> dt.date:
+    """The run's as-of date: its partition key, else the param `as_of`.
+
+    Raises:
+        Refused: the run has neither, or what it has is no date.
+    """
+    context: Any = get_current_context()
+    found = context["dag_run"].partition_key or context["params"].get("as_of")
+    if not found:
+        raise Refused("expected a partition key or the param as_of (YYYY-MM-DD), found neither")
+    try:
+        return date_of(str(found))
+    except ValueError as error:
+        raise Refused(f"expected an as-of date (YYYY-MM-DD), found {found!r}") from error
+
+
+def params() -> dict[str, Any]:
+    """The run's params."""
+    context: Any = get_current_context()
+    return dict(context["params"])
+
+
+def run_key() -> str:
+    """The run id with only characters that are safe in object keys, tags and SQL strings."""
+    context: Any = get_current_context()
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", context["run_id"])
+
+
+def emit(asset: Any, key: str, **extra: Any) -> None:
+    """Put a partition key and a payload on the event of a task's outlet."""
+    context: Any = get_current_context()
+    event = context["outlet_events"][asset]
+    event.add_partitions(key)
+    event.extra = extra

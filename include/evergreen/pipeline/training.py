@@ -1,0 +1,259 @@
+"""The steps of `train__<model>`: build, check leaks, fit, evaluate, decide, register, promote.
+
+Each takes and returns small JSON-able dicts; rows and models are staged under `staging/train/` between steps.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+from typing import Any
+
+from include.evergreen.decisions import Decision
+from include.evergreen.errors import NotEnoughData
+from include.evergreen.platform import Platform
+from include.evergreen.specs import ModelSpec
+
+
+def _read(platform: Platform, key: str) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(io.BytesIO(platform.objects.get(key)))
+
+
+def _window(spec: ModelSpec, as_of: dt.date, window_days: int | None) -> tuple[dt.date, dt.date]:
+    first = as_of - dt.timedelta(days=window_days or spec.training.window_days)
+    return max(first, spec.start_date), as_of - dt.timedelta(days=1)
+
+
+def build(
+    platform: Platform, spec: ModelSpec, as_of: dt.date, key: str, window_days: int | None = None
+) -> dict[str, Any]:
+    """Stage the labelled rows known at midnight of `as_of`; pin the snapshots they were read from.
+
+    Returns:
+        {rows_key, rows, since, until, snapshots}. Raises NotEnoughData.
+    """
+    import pyarrow.parquet as pq
+
+    from include.evergreen.features.build import features, input_tables, labelled, labels
+
+    snapshots: dict[str, int] = {}
+    for table in input_tables(spec):
+        snapshot = platform.lake.snapshot(table)
+        if snapshot is None:
+            raise NotEnoughData(f"{spec.name}: expected the table {table}, found none. Load its source's history first")
+        platform.lake.tag(table, snapshot, f"train-{key}")
+        snapshots[table] = snapshot
+    since, until = _window(spec, as_of, window_days)
+    rows = labelled(
+        features(platform.lake, spec, since, until, snapshots=snapshots),
+        labels(platform.lake, spec, since, until, cut=as_of, snapshots=snapshots),
+        spec,
+    )
+    if rows.num_rows < spec.training.min_rows:
+        raise NotEnoughData(
+            f"{spec.name} as of {as_of}: expected at least {spec.training.min_rows} labelled rows "
+            f"from {since} to {until}, found {rows.num_rows}"
+        )
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    rows_key = f"staging/train/{spec.name}/{key}/rows.parquet"
+    platform.objects.put(rows_key, buffer.getvalue())
+    return {
+        "rows_key": rows_key,
+        "rows": rows.num_rows,
+        "since": since.isoformat(),
+        "until": until.isoformat(),
+        "snapshots": {table: str(snapshot) for table, snapshot in snapshots.items()},
+    }
+
+
+def check_leaks(platform: Platform, spec: ModelSpec, as_of: dt.date, built: dict[str, Any]) -> dict[str, Any]:
+    """Run the leak check on dates spread over the window. Returns {rows, dates}. Raises LeakDetected."""
+    from include.evergreen.features.build import check_leaks as check
+
+    since, until = dt.date.fromisoformat(built["since"]), dt.date.fromisoformat(built["until"])
+    span = (until - since).days
+    count = spec.training.leak_check_dates
+    dates = sorted({since + dt.timedelta(days=span * (i + 1) // (count + 1)) for i in range(count)})
+    return {"rows": check(platform.lake, spec, dates), "dates": [day.isoformat() for day in dates]}
+
+
+def fit(
+    platform: Platform,
+    spec: ModelSpec,
+    as_of: dt.date,
+    key: str,
+    built: dict[str, Any],
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train the challenger and stage its bundle. Returns {prefix, sha256, metrics, trees}. Raises NotEnoughData."""
+    from include.evergreen.training.fit import fit as train
+
+    bundle = train(spec, _read(platform, built["rows_key"]), as_of, overrides)
+    prefix = f"staging/train/{spec.name}/{key}/bundle"
+    for name, data in bundle.files().items():
+        platform.objects.put(f"{prefix}/{name}", data)
+    return {
+        "prefix": prefix,
+        "sha256": bundle.sha256,
+        "metrics": bundle.facts["metrics"],
+        "trees": bundle.facts["trees"],
+    }
+
+
+def _bundle(platform: Platform, fitted: dict[str, Any]) -> Any:
+    from include.evergreen.training.bundle import ModelBundle
+
+    names = ("bundle.json", "model.ubj", "reference.parquet")
+    return ModelBundle.from_files({name: platform.objects.get(f"{fitted['prefix']}/{name}") for name in names})
+
+
+def decide(
+    platform: Platform,
+    spec: ModelSpec,
+    as_of: dt.date,
+    key: str,
+    built: dict[str, Any],
+    fitted: dict[str, Any],
+    leaks: dict[str, Any],
+    actor: str = "gate",
+) -> dict[str, Any]:
+    """Measure challenger, champion and baseline on the same rows, decide, write the ledger.
+
+    Returns:
+        {accepted, reasons, evidence}. A retry of the same training returns the recorded decision.
+    """
+    from include.evergreen.promotion.evaluate import evaluate
+    from include.evergreen.promotion.gate import gate
+
+    champion = platform.registry.champion(spec.name)
+    facts = evaluate(
+        spec,
+        _read(platform, built["rows_key"]),
+        _bundle(platform, fitted),
+        platform.registry.load(spec.name, champion.number) if champion else None,
+        champion.number if champion else None,
+        leaks["rows"],
+    )
+    decision: Decision = gate(facts, spec.gate)
+    recorded = platform.mart.append_decision(
+        kind="gate",
+        subject=spec.name,
+        as_of=as_of,
+        outcome="accepted" if decision.accepted else "refused",
+        reasons=list(decision.reasons),
+        evidence={**_finite(decision.evidence), "challenger_sha256": fitted["sha256"], "rows_from": built},
+        actor=actor,
+        run_id=key,
+    )
+    return {
+        "accepted": recorded["outcome"] == "accepted",
+        "reasons": list(recorded["reasons"]),
+        "evidence": recorded["evidence"],
+    }
+
+
+def register(
+    platform: Platform,
+    spec: ModelSpec,
+    as_of: dt.date,
+    key: str,
+    built: dict[str, Any],
+    fitted: dict[str, Any],
+    decided: dict[str, Any],
+    reason: str,
+) -> dict[str, Any]:
+    """Register the version with everything that made it. Returns {version, accepted}."""
+    from include.evergreen.promotion.ports import TrainingRecord
+    from include.evergreen.training.lineage import code_version, library_versions
+
+    bundle = _bundle(platform, fitted)
+    evidence = decided["evidence"]
+    metrics = {
+        f"{who}_{name}": value
+        for who in ("challenger", "champion", "baseline")
+        for name, value in (evidence.get(who) or {}).items()
+        if value is not None
+    }
+    record = TrainingRecord(
+        key=key,
+        params={
+            **{f"xgboost.{name}": value for name, value in bundle.facts["params"].items()},
+            "as_of": as_of.isoformat(),
+            "window": f"{built['since']}..{built['until']}",
+            "trees": bundle.facts["trees"],
+            "seed": spec.training.seed,
+        },
+        metrics={
+            **metrics,
+            **{f"validation_{name}": value for name, value in bundle.facts["metrics"]["validation"].items()},
+            "ms_per_1k": evidence["ms_per_1k"] or 0.0,
+            "model_mb": evidence["model_mb"],
+        },
+        lineage={
+            "snapshots": built["snapshots"],
+            "spec_sha256": spec.hash,
+            "spec": spec.model_dump(mode="json"),
+            "code": code_version(),
+            "libraries": library_versions(),
+            "reason": reason,
+            "decision": "accepted" if decided["accepted"] else "refused",
+            "decision_reasons": decided["reasons"],
+        },
+        importances=bundle.facts["importances"],
+    )
+    version = platform.registry.register(bundle, record)
+    if not decided["accepted"]:
+        platform.registry.set_alias(spec.name, version.number, "challenger")
+    return {"version": version.number, "accepted": decided["accepted"]}
+
+
+def promote(
+    platform: Platform, spec: ModelSpec, as_of: dt.date, key: str, registered: dict[str, Any], decided: dict[str, Any]
+) -> dict[str, Any]:
+    """Make an accepted version champion: the ledger first, then the mart's history, then the alias.
+
+    It is in force for as-of dates after the one it was trained as of (that one is already scored), and for that one
+    too when it is the first champion. Returns {version, effective_from}.
+    """
+    version = registered["version"]
+    evidence = decided["evidence"]
+    former = platform.mart.champion_at(spec.name, as_of)
+    mine = next((c for c in platform.mart.champion_history(spec.name) if c["version"] == version), None)
+    if mine is not None:
+        effective_from = mine["effective_from"]
+    else:
+        effective_from = as_of if former is None else as_of + dt.timedelta(days=1)
+    platform.mart.append_decision(
+        kind="promotion",
+        subject=spec.name,
+        as_of=as_of,
+        outcome="promoted",
+        reasons=decided["reasons"],
+        evidence={
+            "version": version,
+            "former_version": evidence.get("champion_version"),
+            "effective_from": effective_from.isoformat(),
+        },
+        actor="gate",
+        run_id=key,
+    )
+    platform.mart.promote(
+        model=spec.name,
+        version=version,
+        effective_from=effective_from,
+        metrics={name: evidence[name] for name in ("challenger", "champion", "baseline", "rows", "first", "last")},
+        run_id=key,
+    )
+    platform.registry.set_alias(spec.name, version, "champion")
+    return {"version": version, "effective_from": effective_from.isoformat()}
+
+
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as null: the ledger holds valid JSON."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)

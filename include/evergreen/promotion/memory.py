@@ -1,0 +1,48 @@
+"""The in-memory twin of the registry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from include.evergreen.errors import NotFound
+from include.evergreen.promotion.ports import TrainingRecord, Version
+from include.evergreen.training.bundle import ModelBundle
+
+
+class MemoryRegistry:
+    """Keeps files as bytes, so that a load goes through the same checks as the real one."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, int], dict[str, bytes]] = {}
+        self._versions: dict[str, list[Version]] = {}
+        self.records: dict[str, TrainingRecord] = {}
+
+    def register(self, bundle: ModelBundle, record: TrainingRecord) -> Version:
+        known = self._versions.setdefault(bundle.model, [])
+        for version in known:
+            if version.run_id == record.key:
+                return version
+        version = Version(bundle.model, len(known) + 1, bundle.as_of, record.key, bundle.sha256)
+        known.append(version)
+        self._files[bundle.model, version.number] = bundle.files()
+        self.records[record.key] = record
+        return version
+
+    def load(self, model: str, number: int) -> ModelBundle:
+        if (model, number) not in self._files:
+            raise NotFound(f"model {model}: expected version {number}, found {len(self.versions(model))} version(s)")
+        return ModelBundle.from_files(self._files[model, number])
+
+    def champion(self, model: str) -> Version | None:
+        return next((v for v in self.versions(model) if "champion" in v.aliases), None)
+
+    def set_alias(self, model: str, number: int, alias: str) -> None:
+        versions = self._versions.get(model, [])
+        if not any(v.number == number for v in versions):
+            raise NotFound(f"model {model}: expected version {number}, found {len(versions)} version(s)")
+        for index, v in enumerate(versions):
+            others = tuple(a for a in v.aliases if a != alias)
+            versions[index] = replace(v, aliases=(*others, alias) if v.number == number else others)
+
+    def versions(self, model: str) -> list[Version]:
+        return list(self._versions.get(model, []))

@@ -1,0 +1,180 @@
+"""The registry on MLflow: runs, versions and aliases there; the bytes on S3 under our own checksums and timeouts."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from include.evergreen.errors import NotFound, Unavailable
+from include.evergreen.lake.objects import S3Objects
+from include.evergreen.lake.ports import ObjectStore
+from include.evergreen.promotion.ports import TrainingRecord, Version
+from include.evergreen.settings import Settings
+from include.evergreen.training.bundle import ModelBundle
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+KEY = "evergreen.key"
+FILES = ("bundle.json", "model.ubj", "reference.parquet")
+
+
+class MlflowRegistry:
+    """Versions with the aliases `champion` and `challenger`; the UBJ and its sidecars under `mlflow/<model>/`."""
+
+    def __init__(self, settings: Settings, objects: ObjectStore | None = None) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(settings.timeouts.tries))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(settings.timeouts.read)))
+        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        from mlflow import MlflowClient
+
+        uri = settings.registry_uri.get_secret_value()
+        self._objects = objects or S3Objects(
+            settings.object_store, settings.object_store.lake_bucket, settings.timeouts
+        )
+        with self._errors():
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import OperationalError
+
+        try:
+            yield
+        except OperationalError as error:
+            raise Unavailable(f"the MLflow database did not answer: {error.orig}") from error
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise NotFound(str(error)) from error
+            if error.get_http_status_code() >= 500:
+                raise Unavailable(f"MLflow did not answer: {error}") from error
+            raise
+
+    def _version(self, found: ModelVersion) -> Version:
+        tags = dict(found.tags)
+        return Version(
+            model=found.name,
+            number=int(found.version),
+            as_of=dt.date.fromisoformat(tags["as_of"]),
+            run_id=found.run_id,
+            sha256=tags["sha256"],
+            aliases=tuple(found.aliases),
+            tags=tags,
+        )
+
+    def _experiment(self, model: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(model)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(model, artifact_location=self._objects.uri(f"mlflow/{model}")))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self._client.get_experiment_by_name(model).experiment_id)
+
+    def _run(self, experiment: str, record: TrainingRecord) -> str:
+        """The run of this training, created once."""
+        found = self._client.search_runs([experiment], f"tags.`{KEY}` = '{record.key}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        run = self._client.create_run(experiment, tags={KEY: record.key}, run_name=record.key)
+        return str(run.info.run_id)
+
+    def register(self, bundle: ModelBundle, record: TrainingRecord) -> Version:
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
+
+        if "'" in record.key or "`" in record.key:
+            raise ValueError(f"a training's key cannot hold quotes, found {record.key!r}")
+        with self._errors():
+            experiment = self._experiment(bundle.model)
+            run_id = self._run(experiment, record)
+            existing = self._client.search_model_versions(f"run_id = '{run_id}'", max_results=1)
+            if existing:
+                return self._version(self._client.get_model_version(bundle.model, existing[0].version))
+            prefix = f"mlflow/{bundle.model}/{run_id}"
+            files = bundle.files()
+            for name, data in files.items():
+                self._objects.put(f"{prefix}/{name}", data)
+            self._objects.put(f"{prefix}/lineage.json", _json(record.lineage), "application/json")
+            self._objects.put(f"{prefix}/importances.json", _json(record.importances), "application/json")
+            now = int(time.time() * 1000)
+            self._client.log_batch(
+                run_id,
+                metrics=[Metric(k, v, now, 0) for k, v in record.metrics.items() if v == v],
+                params=[Param(k, str(v)) for k, v in record.params.items()],
+                tags=[RunTag(f"lineage.{k}", v if isinstance(v, str) else json.dumps(v)) for k, v in record.lineage.items()],
+            )
+            try:
+                self._client.create_registered_model(bundle.model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            created = self._client.create_model_version(
+                bundle.model,
+                source=self._objects.uri(prefix),
+                run_id=run_id,
+                tags={
+                    "as_of": bundle.as_of.isoformat(),
+                    "sha256": bundle.sha256,
+                    "bundle_sha256": _sha256(files["bundle.json"]),
+                    "prefix": prefix,
+                },
+            )
+            self._client.set_terminated(run_id)
+            return self._version(self._client.get_model_version(bundle.model, created.version))
+
+    def load(self, model: str, number: int) -> ModelBundle:
+        from include.evergreen.errors import ChecksumMismatch
+
+        with self._errors():
+            tags = self._client.get_model_version(model, str(number)).tags
+        files = {name: self._objects.get(f"{tags['prefix']}/{name}") for name in FILES}
+        found = _sha256(files["bundle.json"])
+        if found != tags["bundle_sha256"]:
+            raise ChecksumMismatch(
+                f"{model} version {number}, bundle.json: expected SHA-256 {tags['bundle_sha256']}, found {found}"
+            )
+        return ModelBundle.from_files(files)
+
+    def champion(self, model: str) -> Version | None:
+        try:
+            with self._errors():
+                return self._version(self._client.get_model_version_by_alias(model, "champion"))
+        except NotFound:
+            return None
+        except Exception as error:
+            if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+                return None  # MLflow's answer for an alias that was never set
+            raise
+
+    def set_alias(self, model: str, number: int, alias: str) -> None:
+        with self._errors():
+            self._client.get_model_version(model, str(number))
+            self._client.set_registered_model_alias(model, alias, str(number))
+
+    def versions(self, model: str) -> list[Version]:
+        with self._errors():
+            found = self._client.search_model_versions(f"name = '{model}'", max_results=10_000)
+        versions = sorted((self._version(v) for v in found), key=lambda v: v.number)
+        champion = self.champion(model)
+        return [champion if champion and champion.number == v.number else v for v in versions]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1, default=str).encode()
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,183 @@
+"""Fit XGBoost on a time-ordered split. Same rows, seed and threads: the same bytes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from include.evergreen.drift.sketch import sketch, to_bytes
+from include.evergreen.errors import NotEnoughData
+from include.evergreen.specs import ModelSpec, Training
+from include.evergreen.training.bundle import PREDICTION, ModelBundle
+from include.evergreen.training.metrics import score
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled rows by time: train < validation < holdout < as-of date. Bounds are first dates."""
+
+    train: pa.Table
+    validation: pa.Table
+    holdout: pa.Table
+    validation_from: dt.date
+    holdout_from: dt.date
+
+
+def split(rows: pa.Table, as_of: dt.date, training: Training) -> Split:
+    """Cut labelled rows by date.
+
+    Raises:
+        NotEnoughData: fewer than `min_rows` training rows, an empty part, or a part with a single class.
+    """
+    holdout_from = as_of - dt.timedelta(days=training.holdout_days)
+    validation_from = holdout_from - dt.timedelta(days=training.validation_days)
+    day = rows["as_of"]
+    parts = {
+        "training": rows.filter(pc.less(day, validation_from)),
+        "validation": rows.filter(pc.and_(pc.greater_equal(day, validation_from), pc.less(day, holdout_from))),
+        "holdout": rows.filter(pc.and_(pc.greater_equal(day, holdout_from), pc.less(day, as_of))),
+    }
+    for name, part in parts.items():
+        least = training.min_rows if name == "training" else 1
+        if part.num_rows < least or pc.count_distinct(part["label"]).as_py() < 2:
+            raise NotEnoughData(
+                f"{name} rows as of {as_of}: expected at least {least} with both outcomes, found {part.num_rows} "
+                f"({rows.num_rows} labelled rows in all; train < {validation_from} <= validation < {holdout_from})"
+            )
+    return Split(parts["training"], parts["validation"], parts["holdout"], validation_from, holdout_from)
+
+
+def label_of(rows: pa.Table) -> np.ndarray:
+    """The label as 0/1, shape (rows,)."""
+    return rows["label"].to_numpy().astype("int8")
+
+
+def _params(spec: ModelSpec, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "objective": "binary:logistic",
+        "tree_method": "hist",
+        "eval_metric": {"auc": "auc", "average_precision": "aucpr", "brier": "logloss", "log_loss": "logloss"}[
+            spec.gate.metric
+        ],
+        **spec.training.params,
+        **(overrides or {}),
+        "seed": spec.training.seed,
+        "nthread": spec.training.threads,
+    }
+
+
+def _train(params: dict[str, Any], training: Training, train: Any, validation: Any) -> Any:
+    import xgboost
+
+    booster = xgboost.train(
+        params,
+        train,
+        training.num_boost_round,
+        evals=[(validation, "validation")],
+        early_stopping_rounds=training.early_stopping_rounds,
+        verbose_eval=False,
+    )
+    return booster[: booster.best_iteration + 1], booster.best_score
+
+
+def _tune(spec: ModelSpec, params: dict[str, Any], train: Any, validation: Any) -> dict[str, Any]:
+    import optuna
+
+    def objective(trial: optuna.Trial) -> float:
+        tried = {
+            name: trial.suggest_int(name, int(low), int(high))
+            if float(low).is_integer() and float(high).is_integer()
+            else trial.suggest_float(name, low, high, log=low > 0)
+            for name, (low, high) in sorted(spec.training.search.items())
+        }
+        return float(_train({**params, **tried}, spec.training, train, validation)[1])
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = "minimize" if params["eval_metric"] == "logloss" else "maximize"
+    study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=spec.training.seed))
+    study.optimize(objective, n_trials=spec.training.trials)
+    return {**params, **study.best_params}
+
+
+def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, Any] | None = None) -> ModelBundle:
+    """Train one challenger on labelled rows (`features.build.labelled`), all before `as_of`.
+
+    Args:
+        overrides: hyper-parameters that replace the spec's, for a training started by hand.
+
+    Returns:
+        A bundle whose `facts` hold the parameters used, the windows, the metrics on validation and holdout,
+        and the feature importances (gain).
+
+    Raises:
+        NotEnoughData.
+    """
+    import xgboost
+
+    parts = split(rows, as_of, spec.training)
+    categories = {
+        name: tuple(sorted(value for value in pc.unique(parts.train[name]).to_pylist() if value is not None))
+        for name in spec.categories
+    }
+    draft = ModelBundle(
+        model=spec.name, as_of=as_of, booster=b"", features=tuple(spec.features), categories=categories
+    )
+
+    def matrix(table: pa.Table) -> Any:
+        return xgboost.QuantileDMatrix(
+            draft.matrix(table), label=label_of(table), enable_categorical=True, nthread=spec.training.threads, ref=ref
+        )
+
+    ref = None
+    train = ref = matrix(parts.train)
+    validation = matrix(parts.validation)
+    params = _params(spec, overrides)
+    if spec.training.trials:
+        params = _tune(spec, params, train, validation)
+    booster, _ = _train(params, spec.training, train, validation)
+    importances = {name: float(np.mean(value)) for name, value in booster.get_score(importance_type="gain").items()}
+    bundle = ModelBundle(
+        model=spec.name,
+        as_of=as_of,
+        booster=bytes(booster.save_raw("ubj")),
+        features=draft.features,
+        categories=categories,
+        baseline=float(label_of(parts.train).mean()),
+    )
+    everything = pa.concat_tables([parts.train, parts.validation, parts.holdout])
+    prediction = bundle.predict(everything)
+    reference = everything.select(list(spec.features)).append_column(PREDICTION, pa.array(prediction))
+    types = {**{name: feature.type for name, feature in spec.features.items()}, PREDICTION: "number"}
+    seen = parts.train.num_rows + parts.validation.num_rows
+    metrics = {
+        "validation": score(label_of(parts.validation), prediction[parts.train.num_rows : seen]),
+        "holdout": score(label_of(parts.holdout), prediction[seen:]),
+    }
+    return ModelBundle(
+        model=spec.name,
+        as_of=as_of,
+        booster=bundle.booster,
+        features=bundle.features,
+        categories=categories,
+        baseline=bundle.baseline,
+        reference=to_bytes(sketch(reference, types, spec.monitoring.sketch_rows)),
+        facts={
+            "params": params,
+            "trees": booster.num_boosted_rounds(),
+            "rows": {
+                "train": parts.train.num_rows,
+                "validation": parts.validation.num_rows,
+                "holdout": parts.holdout.num_rows,
+            },
+            "train_from": min(parts.train["as_of"].to_pylist()).isoformat(),
+            "trained_until": (parts.holdout_from - dt.timedelta(days=1)).isoformat(),
+            "metrics": metrics,
+            "importances": importances,
+            "categories": {name: len(values) for name, values in categories.items()},
+        },
+    )
