@@ -1,21 +1,21 @@
 """The one error tree.
 
-    EvergreenError
-    |-- SpecError            a source.yaml or model.yaml that cannot be built
-    |-- SettingsError        a connection or variable that is missing or wrong
-    |-- DataError            the data is at fault: a retry cannot help, so none is made
-    |   |-- DeliveryMissing      no file for a partition
-    |   |-- UnreadableDelivery   truncated, wrong encoding, not the format
-    |   |-- SchemaMismatch       missing, extra or misnamed columns
-    |   |-- PartitionStopped     too many bad rows, a row count far off, stale data
-    |   |-- NotEnoughData        nothing to train, score or compare on
-    |   |-- LeakDetected         a feature sees the future
-    |   `-- OutputInvalid        our own output broke its contract
-    |-- AccountingError      in != trusted + quarantined + duplicates: a bug of ours
-    |-- ChecksumMismatch     stored bytes are not the bytes that were recorded
-    |-- NotFound             an object, table, version or partition that is not there
-    |-- Refused              a rule forbids what was asked
-    `-- Unavailable          a dependency is down or silent: a retry may help
+EvergreenError
+|-- SpecError            a source.yaml or model.yaml that cannot be built
+|-- SettingsError        a connection or variable that is missing or wrong
+|-- DataError            the data is at fault: a retry cannot help, so none is made
+|   |-- DeliveryMissing      no file for a partition
+|   |-- UnreadableDelivery   truncated, wrong encoding, not the format
+|   |-- SchemaMismatch       missing, extra or misnamed columns
+|   |-- PartitionStopped     too many bad rows, a row count far off, stale data
+|   |-- NotEnoughData        nothing to train, score or compare on
+|   |-- LeakDetected         a feature sees the future
+|   `-- OutputInvalid        our own output broke its contract
+|-- AccountingError      in != trusted + quarantined + duplicates: a bug of ours
+|-- ChecksumMismatch     stored bytes are not the bytes that were recorded
+|-- NotFound             an object, table, version or partition that is not there
+|-- Refused              a rule forbids what was asked
+`-- Unavailable          a dependency is down or silent: a retry may help
 """
 
 

@@ -69,9 +69,7 @@ class Settings(BaseModel):
         }
         missing = [name for name in names.values() if not env.get(name)]
         if missing:
-            raise SettingsError(
-                f"expected the variables {', '.join(missing)}; found none. `make up` sets them."
-            )
+            raise SettingsError(f"expected the variables {', '.join(missing)}; found none. `make up` sets them.")
         store = {
             field: env[name]
             for field, name in {

@@ -17,9 +17,7 @@ from include.evergreen.drift.verdict import ColumnDrift
 from include.evergreen.specs import Drift, ModelSpec
 from include.evergreen.training.bundle import PREDICTION
 
-LOOK_ALIKES = str.maketrans(
-    {"<": "\u2039", ">": "\u203a", "&": "\uff06", '"': "\u201d", "'": "\u2019", "`": "\u2018", "\u2028": " ", "\u2029": " "}
-)
+LOOK_ALIKES = str.maketrans("<>&\"'`\u2028\u2029", "\u2039\u203a\uff06\u201d\u2019\u2018  ")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,9 @@ def drifts(spec: ModelSpec) -> dict[str, Drift]:
 def sanitise(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Replace markup characters of category values by look-alikes: Evidently's page would execute them."""
     encoded = values.combine_chunks().dictionary_encode()
-    clean = pa.array([v if v is None else v.translate(LOOK_ALIKES) for v in encoded.dictionary.to_pylist()], pa.string())
+    clean = pa.array(
+        [v if v is None else v.translate(LOOK_ALIKES) for v in encoded.dictionary.to_pylist()], pa.string()
+    )
     return pa.chunked_array([clean.take(encoded.indices)])
 
 

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import PREDICTION
@@ -161,7 +161,9 @@ def judge(facts: MonitoringFacts, spec: ModelSpec) -> Verdict:
 def _broken(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str]]:
     reasons = list(facts.stopped)
     if not facts.rows or not facts.scored_rows:
-        reasons.append(f"nothing to judge: {facts.scored_rows} rows scored on {facts.as_of}, {facts.rows} in the window")
+        reasons.append(
+            f"nothing to judge: {facts.scored_rows} rows scored on {facts.as_of}, {facts.rows} in the window"
+        )
     elif len(facts.recent_rows) >= MIN_RECENT:
         usual = statistics.median(facts.recent_rows)
         if facts.scored_rows < MIN_ROWS_RATIO * usual:
@@ -191,9 +193,9 @@ def _sick(name: str, health: ColumnHealth, spec: ModelSpec, constant: bool) -> s
             f"more than the {spec.monitoring.max_null_increase:.1%} allowed"
         )
     share = health.only_value_share
-    if constant and health.distinct == 1 and health.reference_distinct > 1 and share is not None:
-        if share < CONSTANT_SHARE:
-            return f"{name}: one value throughout the window, {share:.1%} of the reference has it"
+    varied = health.reference_distinct > 1
+    if constant and health.distinct == 1 and varied and share is not None and share < CONSTANT_SHARE:
+        return f"{name}: one value throughout the window, {share:.1%} of the reference has it"
     return None
 
 
@@ -215,9 +217,8 @@ def _performance(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], li
 
 
 def _drift(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str], list[str]]:
-    breached = {
-        name: column for name, column in facts.columns.items() if _known(column.score) and column.score >= column.threshold
-    }
+    measured = {name: column for name, column in facts.columns.items() if _known(column.score)}
+    breached = {name: column for name, column in measured.items() if column.breached}
     ranked = sorted(breached, key=lambda name: (-breached[name].severity, name))
     features = [name for name in ranked if name != PREDICTION]
     reasons = []
@@ -230,7 +231,7 @@ def _drift(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str
     unmeasured = [
         f"{name}: drift not measured: {column.note or 'no finite distance'}"
         for name, column in facts.columns.items()
-        if not _known(column.score)
+        if name not in measured
     ]
     return reasons, ranked, unmeasured
 
@@ -239,7 +240,7 @@ def _said(column: ColumnDrift) -> str:
     return f"{column.method} {column.score:.3f} >= {column.threshold:g}"
 
 
-def _known(value: float | None) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

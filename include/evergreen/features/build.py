@@ -99,7 +99,9 @@ def features(
                 for name, feature in spec.features.items()
             ),
         ]
-        rows, distinct = connection.execute(f"select count(*), count(distinct ({keys}, as_of)) from result").fetchall()[0]
+        rows, distinct = connection.execute(f"select count(*), count(distinct ({keys}, as_of)) from result").fetchall()[
+            0
+        ]
         if rows != expected or distinct != expected:
             raise DataError(
                 f"features.sql of {spec.name}: expected one row for each of {expected} entities, "

@@ -12,7 +12,15 @@ log = logging.getLogger("evergreen")
 
 NOT_WORTH_A_RETRY = [
     f"include.evergreen.errors.{name}"
-    for name in ("DataError", "SpecError", "SettingsError", "AccountingError", "ChecksumMismatch", "NotFound", "Refused")
+    for name in (
+        "DataError",
+        "SpecError",
+        "SettingsError",
+        "AccountingError",
+        "ChecksumMismatch",
+        "NotFound",
+        "Refused",
+    )
 ]
 
 RUNBOOKS = {

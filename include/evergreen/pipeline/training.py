@@ -252,6 +252,18 @@ def promote(
     return {"version": version, "effective_from": effective_from.isoformat()}
 
 
+def request_on_schedule(platform: Platform, spec: ModelSpec, as_of: dt.date, key: str) -> None:
+    """Record a training that the schedule asks for: it counts for the policy's cooldown like any other."""
+    platform.mart.append_decision(
+        kind="retrain",
+        subject=spec.name,
+        as_of=as_of,
+        outcome="allowed",
+        reasons=[f"on schedule ({spec.training.schedule})"],
+        evidence={},
+        actor="schedule",
+        run_id=key,
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,9 @@ from include.evergreen.decisions import Decision
 from include.evergreen.specs import Gate
 from include.evergreen.training.metrics import gain
 
+ROUNDING = 1e-9
+"""A gain within this of `min_gain` is a tie: 0.71 - 0.70 is not more than 0.01."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -72,7 +75,7 @@ def gate(facts: Evaluation, rules: Gate) -> Decision:
     else:
         over_champion = gain(metric, value, facts.champion.get(metric, math.nan))
         check(
-            over_champion > rules.min_gain and not facts.identical,
+            over_champion - rules.min_gain > ROUNDING and not facts.identical,
             f"{metric} {value:.4f} beats champion {facts.champion_version} by {over_champion:.4f} on the same rows",
             "identical to the champion: a tie keeps the champion"
             if facts.identical

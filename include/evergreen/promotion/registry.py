@@ -112,7 +112,10 @@ class MlflowRegistry:
                 run_id,
                 metrics=[Metric(k, v, now, 0) for k, v in record.metrics.items() if v == v],
                 params=[Param(k, str(v)) for k, v in record.params.items()],
-                tags=[RunTag(f"lineage.{k}", v if isinstance(v, str) else json.dumps(v)) for k, v in record.lineage.items()],
+                tags=[
+                    RunTag(f"lineage.{k}", v if isinstance(v, str) else json.dumps(v))
+                    for k, v in record.lineage.items()
+                ],
             )
             try:
                 self._client.create_registered_model(bundle.model)

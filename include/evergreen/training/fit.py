@@ -124,9 +124,7 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
         name: tuple(sorted(value for value in pc.unique(parts.train[name]).to_pylist() if value is not None))
         for name in spec.categories
     }
-    draft = ModelBundle(
-        model=spec.name, as_of=as_of, booster=b"", features=tuple(spec.features), categories=categories
-    )
+    draft = ModelBundle(model=spec.name, as_of=as_of, booster=b"", features=tuple(spec.features), categories=categories)
 
     def matrix(table: pa.Table) -> Any:
         return xgboost.QuantileDMatrix(

@@ -1,0 +1,80 @@
+"""
+## Purpose
+Says whether a model is well on one as-of date: data health, drift against its training reference, performance of what
+has matured. Asks for a retrain when the policy allows one.
+
+## Inputs and outputs
+In: the asset `predictions__<model>`, same as-of date. Out: an Evidently report (HTML and JSON) on S3, one row in
+`monitorings`, the verdict and the retrain decision in the ledger, the asset `retrain_requested__<model>` with the key
+`<model>|<date>` when a retrain is allowed.
+
+## Rerun policy
+Safe at any time: the verdict of a date is replaced; a decision once taken by a run stands, and one date asks at most once.
+
+## On failure
+Predictions are not touched. No verdict means no retrain: `docs/runbooks/monitoring-failed.md`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from airflow.sdk import DAG, Param, PartitionedAssetTimetable, task
+
+from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.specs import ModelSpec, SourceSpec, models, sources
+
+
+def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
+    """The monitoring DAG of one model."""
+    retrain = assets.retrain_requested(model.name)
+
+    @task
+    def measure() -> dict[str, Any]:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import monitoring as steps
+
+        return steps.measure(platform(), model, source, runs.as_of(), runs.run_key())
+
+    @task
+    def conclude(facts: dict[str, Any]) -> dict[str, Any]:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import monitoring as steps
+
+        return steps.conclude(platform(), model, runs.as_of(), facts, runs.run_key())
+
+    @task(outlets=[retrain])
+    def ask_retrain(verdict: dict[str, Any]) -> None:
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import monitoring as steps
+
+        decision = steps.ask_retrain(platform(), model, runs.as_of(), runs.run_key())
+        if not decision.accepted:
+            raise AirflowSkipException(f"no retrain: {'; '.join(decision.reasons)}")
+        runs.emit(retrain, assets.retrain_key(model.name, runs.as_of()), reasons=list(decision.reasons))
+
+    with DAG(
+        dag_id=f"monitor__{model.name}",
+        description=f"Health of {model.name}",
+        doc_md=__doc__,
+        schedule=PartitionedAssetTimetable(assets=assets.predictions(model.name)),
+        start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
+        max_active_runs=1,
+        dagrun_timeout=dt.timedelta(hours=2),
+        default_args=defaults.default_args(model.owner),
+        tags=["monitor", model.name],
+        params={
+            "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key")
+        },
+    ) as dag:
+        ask_retrain(conclude(measure()))  # type: ignore[arg-type]
+
+    return dag
+
+
+for _model in models().values():
+    if runs.wanted(f"monitor__{_model.name}"):
+        globals()[f"monitor__{_model.name}"] = monitor(_model, sources()[_model.source])

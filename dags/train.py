@@ -1,0 +1,151 @@
+"""
+## Purpose
+Makes a challenger and lets the gate decide: build the training set, prove that no feature sees the future, fit, measure
+challenger, champion and baseline on the same rows, decide, register, promote.
+
+## Inputs and outputs
+In: the asset `retrain_requested__<model>` (drift, or `request__<model>` on the model's schedule), or a run by hand with a
+reason. Out: a registered version with everything that made it, the gate's decision in the ledger with its evidence, and,
+when it is accepted, the alias `champion` and the asset `champion__<model>`.
+
+## Rerun policy
+Safe at any time: one run makes at most one version, and its recorded decision stands when a task is cleared.
+
+## On failure
+The champion stays in force: `docs/runbooks/training-failed.md`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from airflow.sdk import DAG, CronPartitionTimetable, Param, PartitionedAssetTimetable, task
+
+from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.specs import ModelSpec, models
+
+
+def train(model: ModelSpec) -> DAG:
+    """The training DAG of one model."""
+    champion = assets.champion(model.name)
+
+    @task
+    def build() -> dict[str, Any]:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import training as steps
+
+        return steps.build(platform(), model, runs.as_of(), runs.run_key(), runs.params()["window_days"])
+
+    @task
+    def check_leaks(built: dict[str, Any]) -> dict[str, Any]:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import training as steps
+
+        return steps.check_leaks(platform(), model, runs.as_of(), built)
+
+    @task
+    def fit(built: dict[str, Any]) -> dict[str, Any]:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import training as steps
+
+        overrides = runs.params()["hyper_parameters"]
+        return steps.fit(platform(), model, runs.as_of(), runs.run_key(), built, overrides)
+
+    @task
+    def gate(built: dict[str, Any], fitted: dict[str, Any], leaks: dict[str, Any]) -> dict[str, Any]:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import training as steps
+
+        return steps.decide(platform(), model, runs.as_of(), runs.run_key(), built, fitted, leaks)
+
+    @task
+    def register(built: dict[str, Any], fitted: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import training as steps
+
+        reason = runs.params()["reason"]
+        return steps.register(platform(), model, runs.as_of(), runs.run_key(), built, fitted, decided, reason)
+
+    @task(outlets=[champion])
+    def promote(registered: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import training as steps
+
+        if not decided["accepted"]:
+            raise AirflowSkipException(f"refused: {'; '.join(decided['reasons'])}")
+        runs.emit(champion, runs.as_of().isoformat(), version=registered["version"])
+        return steps.promote(platform(), model, runs.as_of(), runs.run_key(), registered, decided)
+
+    with DAG(
+        dag_id=f"train__{model.name}",
+        description=f"Train a challenger of {model.name} and let the gate decide",
+        doc_md=__doc__,
+        schedule=PartitionedAssetTimetable(assets=assets.retrain_requested(model.name)),
+        start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
+        max_active_runs=1,
+        dagrun_timeout=dt.timedelta(hours=6),
+        default_args=defaults.default_args(model.owner, defaults.POOL_TRAINING, timeout_minutes=180),
+        tags=["train", model.name],
+        params={
+            "reason": Param("asked by the retrain policy", type="string", minLength=3, description="Why train now"),
+            "as_of": Param(
+                None, type=["null", "string"], format="date", description="Train on what was known at this midnight"
+            ),
+            "window_days": Param(
+                None, type=["null", "integer"], minimum=2, description="Days of history; empty = the spec's"
+            ),
+            "hyper_parameters": Param(
+                {}, type=["object", "null"], description="XGBoost parameters that replace the spec's"
+            ),
+        },
+    ) as dag:
+        built = build()
+        leaks = check_leaks(built)  # type: ignore[arg-type]
+        fitted = fit(built)  # type: ignore[arg-type]
+        decided = gate(built, fitted, leaks)  # type: ignore[arg-type]
+        promote(register(built, fitted, decided), decided)  # type: ignore[arg-type]
+
+    return dag
+
+
+def request(model: ModelSpec) -> DAG:
+    """Asks for a training on the model's schedule: a keyed event, so that every training has an as-of date."""
+    retrain = assets.retrain_requested(model.name)
+
+    @task(outlets=[retrain])
+    def ask() -> None:
+        from include.evergreen.orchestration.connections import platform
+        from include.evergreen.pipeline import training as steps
+
+        steps.request_on_schedule(platform(), model, runs.as_of(), runs.run_key())
+        runs.emit(retrain, assets.retrain_key(model.name, runs.as_of()), reasons=["on schedule"])
+
+    with DAG(
+        dag_id=f"request__{model.name}",
+        description=f"Ask for a training of {model.name} on schedule ({model.training.schedule})",
+        doc_md=__doc__,
+        schedule=CronPartitionTimetable(model.training.schedule or "", timezone="UTC", key_format="%Y-%m-%d"),
+        start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
+        end_date=dt.datetime.combine(model.end_date, dt.time(), dt.UTC) if model.end_date else None,
+        catchup=False,
+        max_active_runs=1,
+        dagrun_timeout=dt.timedelta(hours=1),
+        default_args=defaults.default_args(model.owner),
+        tags=["train", model.name],
+        params={
+            "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key")
+        },
+    ) as dag:
+        ask()
+
+    return dag
+
+
+for _model in models().values():
+    if runs.wanted(f"train__{_model.name}"):
+        globals()[f"train__{_model.name}"] = train(_model)
+    if _model.training.schedule and runs.wanted(f"request__{_model.name}"):
+        globals()[f"request__{_model.name}"] = request(_model)

@@ -1,0 +1,268 @@
+"""The steps of `monitor__<model>`: measure a window, conclude, ask for a retrain when the policy allows it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from include.evergreen.decisions import Decision
+from include.evergreen.drift.policy import Window, retrain
+from include.evergreen.drift.verdict import ColumnHealth, MonitoringFacts, Performance, judge
+from include.evergreen.errors import NotEnoughData
+from include.evergreen.platform import Platform
+from include.evergreen.specs import ModelSpec, SourceSpec
+from include.evergreen.training.bundle import PREDICTION
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from include.evergreen.training.bundle import ModelBundle
+
+RECENT_PARTITIONS = 28
+"""Scored partitions before the as-of date that say how many rows are usual."""
+
+
+def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.date, run_id: str) -> dict[str, Any]:
+    """Measure the last `window_days` scored partitions up to `as_of` against the reference of the version that scored
+    `as_of`, and keep the report as `reports/<model>/<as_of>.html` and `.json`.
+
+    Features are judged over the whole window; prediction and performance on what that version itself scored, so that
+    a new champion does not answer for its predecessor.
+
+    Returns:
+        `MonitoringFacts.to_dict()` and {report_uri, report_json_uri, run_id}: plain JSON values.
+
+    Raises:
+        NotEnoughData: `as_of` was never scored. NotFound: a table of the features is gone.
+    """
+    import pyarrow as pa
+
+    from include.evergreen.drift import report
+    from include.evergreen.drift.sketch import from_bytes, sketch
+    from include.evergreen.features.build import features, labels
+
+    scoring = platform.mart.scoring(spec.name, as_of)
+    if scoring is None:
+        raise NotEnoughData(f"{spec.name}: expected a scoring of {as_of} to monitor, found none")
+    version = scoring["version"]
+    bundle = platform.registry.load(spec.name, version)
+    rows_of = platform.lake.counts(f"predictions.{spec.name}")
+    scored = [day for day in sorted(rows_of) if day <= as_of and rows_of[day]]
+    window = scored[-spec.monitoring.window_days :]
+
+    kinds = report.kinds(spec)
+    if window:
+        seen = _on(features(platform.lake, spec, window[0], window[-1], cut=None), "as_of", window)
+        known = labels(platform.lake, spec, window[0], window[-1], cut=as_of)
+        platform.mart.write_labels(spec, known)
+        predicted = _predictions(platform, spec, window, version)
+        performance = _performance(spec, bundle, predicted, known)
+    else:
+        arrow = {"number": pa.float64(), "category": pa.string()}
+        seen = pa.table({name: pa.array([], arrow[kinds[name]]) for name in spec.features})
+        predicted = pa.table({PREDICTION: pa.array([], pa.float64())})
+        performance = Performance(reference_auc=_reference_auc(bundle))
+
+    reference, size = from_bytes(bundle.reference), spec.monitoring.sketch_rows
+    current = sketch(seen, {name: feature.type for name, feature in spec.features.items()}, size)
+    current = current.append_column(PREDICTION, sketch(predicted, {PREDICTION: "number"}, size)[PREDICTION])
+    context = {
+        "model": spec.name,
+        "as_of": as_of.isoformat(),
+        "version": version,
+        "window": f"{window[0]} to {window[-1]}, {len(window)} scored partition(s)" if window else "empty",
+    }
+    built = report.build(reference, current, spec, context)
+    key = f"reports/{spec.name}/{as_of}"
+    platform.objects.put(f"{key}.html", built.html, "text/html; charset=utf-8")
+    platform.objects.put(f"{key}.json", json.dumps(built.json, allow_nan=False).encode(), "application/json")
+
+    facts = MonitoringFacts(
+        as_of=as_of,
+        version=version,
+        partitions=tuple(window),
+        rows=seen.num_rows,
+        scored_rows=rows_of.get(as_of, 0),
+        recent_rows=tuple(rows_of[day] for day in scored if day < as_of)[-RECENT_PARTITIONS:],
+        columns=built.columns,
+        health={name: _health(seen, reference, name) for name in spec.features if name in reference.column_names},
+        performance=performance,
+        stopped=tuple(_stopped(platform, spec, source, sorted({*window, as_of}))),
+    )
+    uris = {"report_uri": platform.objects.uri(f"{key}.html"), "report_json_uri": platform.objects.uri(f"{key}.json")}
+    return {**facts.to_dict(), **uris, "run_id": run_id}
+
+
+def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[str, Any], run_id: str) -> dict[str, Any]:
+    """Judge what `measure` found; write the numbers to the mart and the verdict to the ledger.
+
+    Returns {verdict, reasons, guilty, version, report_uri}.
+    """
+    measured = MonitoringFacts.from_dict(facts)
+    verdict = judge(measured, spec)
+    performance = {**asdict(measured.performance), "coverage": round(measured.performance.coverage, 4)}
+    platform.mart.record_monitoring(
+        model=spec.name,
+        as_of=as_of,
+        version=measured.version,
+        verdict=verdict.kind,
+        reasons=list(verdict.reasons),
+        columns={name: asdict(column) for name, column in measured.columns.items()},
+        performance=performance,
+        report_uri=facts.get("report_uri"),
+        run_id=run_id,
+    )
+    platform.mart.append_decision(
+        kind="verdict",
+        subject=spec.name,
+        as_of=as_of,
+        outcome=verdict.kind,
+        reasons=list(verdict.reasons),
+        evidence={
+            "version": measured.version,
+            "guilty": list(verdict.guilty),
+            "partitions": [day.isoformat() for day in measured.partitions],
+            "rows": measured.rows,
+            "performance": performance,
+            "report_uri": facts.get("report_uri"),
+        },
+        actor="monitor",
+        run_id=run_id,
+    )
+    return {
+        "verdict": verdict.kind,
+        "reasons": list(verdict.reasons),
+        "guilty": list(verdict.guilty),
+        "version": measured.version,
+        "report_uri": facts.get("report_uri"),
+    }
+
+
+def ask_retrain(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str) -> Decision:
+    """Ask the retrain policy. The answer, yes or no, is in the ledger; a verdict of ok asks nothing and leaves no row.
+
+    A retry of the same run returns the recorded answer; another run of the same date is refused.
+    """
+    rows = platform.mart.monitorings(spec.name, until=as_of, limit=spec.retrain.windows)
+    history = [Window(row["as_of"], row["verdict"]) for row in rows]
+    requests = platform.mart.decisions(subject=spec.name, kind="retrain")
+    asked = {
+        row["as_of"]
+        for row in requests
+        if row["outcome"] == "allowed" and (row["as_of"], row["run_id"]) != (as_of, run_id)
+    }
+    decision = retrain(history, asked, as_of, spec.retrain)
+    if all(window.as_of != as_of or window.kind == "ok" for window in history):
+        return decision
+    recorded = platform.mart.append_decision(
+        kind="retrain",
+        subject=spec.name,
+        as_of=as_of,
+        outcome="allowed" if decision.accepted else "refused",
+        reasons=list(decision.reasons),
+        evidence=decision.evidence,
+        actor="monitor",
+        run_id=run_id,
+    )
+    return Decision(recorded["outcome"] == "allowed", tuple(recorded["reasons"]), recorded["evidence"])
+
+
+def _stopped(platform: Platform, spec: ModelSpec, source: SourceSpec, window: Sequence[dt.date]) -> list[str]:
+    """One sentence per partition that was due for the window, of the tables the model reads, and is not published."""
+    from include.evergreen.features.build import input_tables
+
+    read = {name.removeprefix("trusted.") for name in input_tables(spec)}
+    found = []
+    for table in source.tables.values():
+        if table.name not in read or table.cadence != "daily":
+            continue
+        batches = {batch["partition_date"]: batch for batch in platform.mart.batches(table.name)}
+        for day in window:
+            due = day - dt.timedelta(days=table.lag_days)
+            if due < source.start_date or (source.end_date is not None and due > source.end_date):
+                continue
+            batch = batches.get(due)
+            if batch is None:
+                found.append(f"{table.name} of {due}: expected a published partition, found none")
+            elif batch["status"] != "published":
+                why = "; ".join(map(str, batch["reasons"])) or "no reason recorded"
+                found.append(f"{table.name} of {due}: {batch['status']}: {why}")
+    return found
+
+
+def _on(rows: pa.Table, column: str, days: Sequence[dt.date]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return rows.filter(pc.is_in(rows[column].cast(pa.date32()), pa.array(days, pa.date32())))
+
+
+def _predictions(platform: Platform, spec: ModelSpec, window: Sequence[dt.date], version: int) -> pa.Table:
+    import pyarrow.compute as pc
+
+    columns = [*spec.entity.key, "partition_date", "model_version", PREDICTION]
+    rows = platform.lake.read(f"predictions.{spec.name}", window[0], window[-1], columns=columns)
+    return _on(rows.filter(pc.equal(rows["model_version"], version)), "partition_date", window)
+
+
+def _performance(spec: ModelSpec, bundle: ModelBundle, predicted: pa.Table, known: pa.Table) -> Performance:
+    """Metrics of the predictions whose label is known."""
+    from include.evergreen.features.build import connect
+    from include.evergreen.training.metrics import score
+
+    keys = " and ".join(f"p.{name} = l.{name}" for name in spec.entity.key)
+    with connect() as connection:
+        connection.register("p", predicted)
+        connection.register("l", known)
+        matured = connection.execute(
+            f"select l.label, p.{PREDICTION} from p join l on {keys} and p.partition_date = l.as_of "
+            f"where l.label is not null and isfinite(p.{PREDICTION}) order by all"
+        ).fetchnumpy()
+    metrics = score(matured["label"].astype("int8"), matured[PREDICTION])
+    return Performance(
+        auc=_finite(metrics["auc"]),
+        brier=_finite(metrics["brier"]),
+        log_loss=_finite(metrics["log_loss"]),
+        matured_rows=len(matured["label"]),
+        scored_rows=predicted.num_rows,
+        reference_auc=_reference_auc(bundle),
+    )
+
+
+def _reference_auc(bundle: ModelBundle) -> float | None:
+    """AUC on rows the version was not fitted on: the holdout, or the validation set where that is undefined."""
+    metrics = bundle.facts.get("metrics", {})
+    found = (_finite(metrics.get(part, {}).get("auc")) for part in ("holdout", "validation"))
+    return next((auc for auc in found if auc is not None), None)
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _health(seen: pa.Table, reference: pa.Table, name: str) -> ColumnHealth:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def present(values: pa.ChunkedArray) -> pa.ChunkedArray:
+        if pa.types.is_floating(values.type):
+            values = pc.if_else(pc.is_finite(values), values, None)
+        return values.drop_null()
+
+    now, then = present(seen[name]), present(reference[name])
+    distinct = pc.unique(now)
+    only = None
+    if len(distinct) == 1:
+        equal = pc.sum(pc.equal(then, distinct[0].cast(then.type))).as_py() or 0
+        only = equal / len(reference)
+    return ColumnHealth(
+        null_share=1 - len(now) / len(seen) if len(seen) else 0.0,
+        reference_null_share=1 - len(then) / len(reference) if len(reference) else 0.0,
+        distinct=len(distinct),
+        reference_distinct=len(pc.unique(then)),
+        only_value_share=only,
+    )

@@ -1,0 +1,127 @@
+"""Steps of `score__<model>`: which version, predict into staging, publish to the lake and the mart."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from include.evergreen.errors import NotEnoughData, NotFound, OutputInvalid
+from include.evergreen.lake.ports import PARTITION
+from include.evergreen.platform import Platform
+from include.evergreen.specs import ModelSpec, SourceSpec
+
+
+def version_for(platform: Platform, spec: ModelSpec, as_of: dt.date) -> int:
+    """The version that scores a partition: the one that already did, else the champion in force at the date.
+
+    Raises:
+        NotFound: no champion yet, or none in force so early; names the first date in force.
+    """
+    scored = platform.mart.scoring(spec.name, as_of)
+    if scored is not None:
+        return int(scored["version"])
+    champion = platform.mart.champion_at(spec.name, as_of)
+    if champion is not None:
+        return champion[0]
+    history = platform.mart.champion_history(spec.name)
+    if not history:
+        raise NotFound(f"{spec.name}: expected a champion to score {as_of}, found none yet; run train__{spec.name}")
+    raise NotFound(
+        f"{spec.name}: expected a champion in force at {as_of}, found the first one, version {history[0]['version']}, "
+        f"in force from {history[0]['effective_from']}"
+    )
+
+
+def predict(
+    platform: Platform,
+    spec: ModelSpec,
+    source: SourceSpec,
+    as_of: dt.date,
+    run_id: str,
+    version: int | None = None,
+) -> dict[str, Any]:
+    """Score the entities of one partition into a staged Parquet file.
+
+    Returns:
+        {key, version, rows, mean_probability}: `key` in the lake bucket.
+
+    Raises:
+        NotFound: no champion, version or table. NotEnoughData: no entity. OutputInvalid: see `contract.check`.
+    """
+    import pyarrow.parquet as pq
+
+    from include.evergreen.features.build import features
+    from include.evergreen.scoring.contract import check
+    from include.evergreen.scoring.score import score_batches
+
+    number = version_for(platform, spec, as_of) if version is None else version
+    bundle = platform.registry.load(spec.name, number)
+    rows = features(platform.lake, spec, since=as_of, until=as_of, cut=as_of)
+    if rows.num_rows == 0:
+        table = f"{source.name}.{spec.entity.table}"
+        raise NotEnoughData(f"{spec.name}, as of {as_of}: expected entities in {table}, found none")
+    predictions = pa.Table.from_batches(score_batches(bundle, rows.to_batches(), spec, number))
+    check(rows.num_rows, predictions, spec)
+    sink = pa.BufferOutputStream()
+    pq.write_table(predictions, sink, compression="zstd")
+    key = f"staging/score/{spec.name}/{as_of}/{re.sub(r'[^A-Za-z0-9._-]', '_', run_id)}.parquet"
+    platform.objects.put(key, sink.getvalue().to_pybytes(), "application/vnd.apache.parquet")
+    return {
+        "key": key,
+        "version": number,
+        "rows": predictions.num_rows,
+        "mean_probability": pc.mean(predictions["probability"]).as_py(),
+    }
+
+
+def publish(
+    platform: Platform,
+    spec: ModelSpec,
+    source: SourceSpec,
+    as_of: dt.date,
+    staged: dict[str, Any],
+    run_id: str,
+) -> dict[str, Any]:
+    """Publish a staged scoring to `predictions.<model>` and the mart. Idempotent.
+
+    One publisher at a time per model: of two scorings of one partition the later is whole in both places.
+
+    Returns:
+        {version, rows, mean_probability, snapshot_id, scored_at}.
+
+    Raises:
+        NotFound: nothing staged. OutputInvalid: the staged rows are not those of the partition.
+    """
+    import pyarrow.parquet as pq
+
+    from include.evergreen.scoring.contract import check
+
+    version = int(staged["version"])
+    predictions = pq.read_table(pa.BufferReader(platform.objects.get(staged["key"])))
+    check(int(staged["rows"]), predictions, spec)
+    found = predictions.group_by(["as_of", "model_version"]).aggregate([]).to_pylist()
+    if found != [{"as_of": as_of, "model_version": version}]:
+        raise OutputInvalid(f"{staged['key']}: expected version {version} as of {as_of} alone, found {found}")
+    mart = platform.mart
+    mart.ensure_model(spec, source)
+    with mart.lock(spec.name):
+        earlier = [row for row in mart.scorings(spec.name) if row["as_of"] == as_of and row["version"] == version]
+        scored_at = earlier[0]["scored_at"] if earlier else dt.datetime.now(dt.UTC)
+        stamp = pa.scalar(scored_at.replace(tzinfo=None), pa.timestamp("us"))
+        size = predictions.num_rows
+        rows = predictions.append_column("scored_at", pa.repeat(stamp, size)).append_column(
+            PARTITION, pa.repeat(pa.scalar(as_of, pa.date32()), size)
+        )
+        snapshot = platform.lake.write(f"predictions.{spec.name}", rows, [as_of])
+        scoring = mart.publish_scoring(spec, as_of, version, predictions, snapshot, run_id, scored_at)
+    return {
+        "version": version,
+        "rows": scoring["rows"],
+        "mean_probability": scoring["mean_probability"],
+        "snapshot_id": snapshot,
+        "scored_at": scoring["scored_at"].isoformat(),
+    }

@@ -1,0 +1,312 @@
+"""The steps of `monitor__<model>` over in-memory adapters: real features, a real model, real scorings, a real report."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from include.evergreen.drift.verdict import MonitoringFacts
+from include.evergreen.errors import NotEnoughData
+from include.evergreen.features.build import features, labelled, labels
+from include.evergreen.pipeline.monitoring import ask_retrain, conclude, measure
+from include.evergreen.pipeline.scoring import predict, publish
+from include.evergreen.platform import Platform
+from include.evergreen.promotion.ports import TrainingRecord
+from include.evergreen.specs import ModelSpec
+from include.evergreen.training.bundle import PREDICTION, ModelBundle
+from include.evergreen.training.fit import fit
+from tests import examples
+from tests.support import memory_platform
+
+DAYS = 40
+TRAINED = examples.FIRST + dt.timedelta(days=30)
+AS_OF = examples.FIRST + dt.timedelta(days=38)
+CALM: dict[str, Any] = {"sketch_rows": 500, "min_matured_rows": 100, "window_days": 5, "max_performance_drop": 0.2}
+
+
+def spec(**monitoring: Any) -> ModelSpec:
+    """Thresholds that the noise of 60 rows a day does not reach, and a shift does."""
+    drift = {"drift": {"threshold": 0.3}}
+    return examples.model(
+        features={"region": {"type": "category", **drift}, "amount": drift, "late_before": {"drift": None}},
+        monitoring={**CALM, "prediction": {"threshold": 0.3}, **monitoring},
+        retrain={"breaches": 2, "windows": 3, "cooldown_days": 7},
+    )
+
+
+@functools.cache
+def bundle() -> ModelBundle:
+    lake = memory_platform().lake
+    examples.fill(lake, DAYS)
+    since, until = examples.FIRST, TRAINED - dt.timedelta(days=1)
+    rows = labelled(features(lake, spec(), since, until), labels(lake, spec(), since, until, cut=TRAINED), spec())
+    return fit(spec(), rows, TRAINED)
+
+
+def batch(table: str, day: dt.date, status: str = "published", reasons: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {
+        "table_name": table,
+        "partition_date": day,
+        "source": "shop",
+        "status": status,
+        "rows_in": 60,
+        "trusted": 60,
+        "quarantined": 0,
+        "duplicates": 0,
+        "deliveries": [],
+        "reasons": list(reasons),
+        "run_id": "ingest",
+    }
+
+
+def register(platform: Platform, key: str) -> int:
+    version = platform.registry.register(bundle(), TrainingRecord(key, {}, {}, {}, {}))
+    return version.number
+
+
+def score(platform: Platform, days: list[dt.date], version: int) -> None:
+    for day in days:
+        staged = predict(platform, spec(), examples.source(), day, f"score-{day}-{version}", version)
+        publish(platform, spec(), examples.source(), day, staged, f"score-{day}-{version}")
+
+
+def days_to(last: dt.date, count: int) -> list[dt.date]:
+    return [last - dt.timedelta(days=back) for back in reversed(range(count))]
+
+
+@pytest.fixture
+def platform() -> Platform:
+    """Forty days of orders and outcomes, a champion, its scorings of the seven days to AS_OF."""
+    world = memory_platform()
+    examples.fill(world.lake, DAYS)
+    days = examples.dates(DAYS)
+    world.mart.record_batches([batch(table, day) for table in ("orders", "outcomes") for day in days])
+    score(world, days_to(AS_OF, 7), register(world, "first"))
+    return world
+
+
+def change(platform: Platform, table: str, days: list[dt.date], **columns: Any) -> None:
+    """Replace columns of some partitions in the lake."""
+    rows = platform.lake.read(f"trusted.{table}", days[0], days[-1])
+    for name, make in columns.items():
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, name, pa.array(make(rows.num_rows), rows.schema.field(name).type))
+    platform.lake.write(f"trusted.{table}", rows, days)
+
+
+def run(platform: Platform, model: ModelSpec, as_of: dt.date = AS_OF, run_id: str = "r1") -> dict[str, Any]:
+    facts = measure(platform, model, examples.source(), as_of, run_id)
+    facts = json.loads(json.dumps(facts, allow_nan=False))
+    return {**facts, **conclude(platform, model, as_of, facts, run_id)}
+
+
+def test_a_calm_window_is_ok_and_its_numbers_are_everywhere_the_same(platform: Platform) -> None:
+    found = run(platform, spec())
+    assert found["verdict"] == "ok", found["reasons"]
+    assert found["partitions"] == [day.isoformat() for day in days_to(AS_OF, 5)]
+    assert (found["rows"], found["scored_rows"], found["version"]) == (300, 60, 1)
+    assert set(found["columns"]) == {"region", "amount", PREDICTION}
+
+    stored = json.loads(platform.objects.get(f"reports/late_order/{AS_OF}.json"))
+    page = platform.objects.get(f"reports/late_order/{AS_OF}.html").decode()
+    row = platform.mart.monitorings("late_order")[0]
+    assert stored["columns"] == found["columns"] == row["columns"]
+    assert found["report_uri"] == row["report_uri"] == platform.objects.uri(f"reports/late_order/{AS_OF}.html")
+    assert f"{found['columns'][PREDICTION]['score']:.4f}" in page
+    entry = platform.mart.decisions(subject="late_order", kind="verdict")[0]
+    assert (entry["outcome"], entry["reasons"], entry["actor"]) == ("ok", row["reasons"], "monitor")
+
+
+def test_performance_counts_only_what_was_known_at_the_as_of_date(platform: Platform) -> None:
+    seen = run(platform, spec())["performance"]
+    # Outcomes of a day are known the next midnight: all of the window but AS_OF itself.
+    assert (seen["matured_rows"], seen["scored_rows"]) == (240, 300)
+    assert platform.mart.monitorings("late_order")[0]["performance"]["coverage"] == 0.8
+    assert seen["auc"] > 0.6
+    assert seen["reference_auc"] == bundle().facts["metrics"]["holdout"]["auc"]
+
+    from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+
+    days = days_to(AS_OF, 5)
+    predicted = platform.lake.read("predictions.late_order", days[0], days[-2]).sort_by("order_id")
+    took = platform.lake.read("trusted.outcomes", days[0], days[-2]).sort_by("order_id")["took"].to_numpy()
+    truth, probability = took > 3, predicted[PREDICTION].to_numpy()
+    assert seen["auc"] == pytest.approx(roc_auc_score(truth, probability), abs=1e-9)
+    assert seen["brier"] == pytest.approx(brier_score_loss(truth, probability), abs=1e-9)
+    assert seen["log_loss"] == pytest.approx(log_loss(truth, probability), abs=1e-6)
+
+
+def test_a_shift_is_drift(platform: Platform) -> None:
+    days = days_to(AS_OF, 5)
+    change(platform, "orders", days, region=lambda n: ["south"] * (n - 1) + ["west"])
+    change(platform, "orders", days, amount=lambda n: 300 + np.arange(n) % 7)
+    score(platform, days, 1)
+    found = run(platform, spec(min_matured_rows=1000))
+    assert found["verdict"] == "drift", found["reasons"]
+    assert set(found["guilty"]) == {"region", "amount", PREDICTION}
+
+
+def test_an_empty_feature_is_broken_data(platform: Platform) -> None:
+    change(platform, "orders", days_to(AS_OF, 5), amount=lambda n: [None] * n)
+    found = run(platform, spec())
+    assert found["verdict"] == "broken_data"
+    assert found["guilty"][0] == "amount"
+    assert any("amount: no value in the window" in reason for reason in found["reasons"])
+    assert found["columns"]["amount"]["score"] is None
+
+
+def test_a_stuck_category_is_broken_data(platform: Platform) -> None:
+    change(platform, "orders", days_to(AS_OF, 5), region=lambda n: ["south"] * n)
+    found = run(platform, spec())
+    assert found["verdict"] == "broken_data"
+    assert any(reason.startswith("region: one value throughout") for reason in found["reasons"])
+
+
+def test_a_stopped_partition_is_broken_data(platform: Platform) -> None:
+    yesterday = AS_OF - dt.timedelta(days=1)
+    platform.mart.record_batches([batch("outcomes", yesterday, "stopped", ("80% bad rows",))])
+    found = run(platform, spec())
+    assert found["verdict"] == "broken_data"
+    assert f"outcomes of {yesterday}: stopped: 80% bad rows" in found["reasons"]
+
+
+def test_a_partition_that_was_due_and_never_came_is_broken_data(platform: Platform) -> None:
+    orders, _ = examples.rows(DAYS + 1)
+    unrecorded = examples.FIRST + dt.timedelta(days=DAYS)
+    platform.lake.write("trusted.orders", orders.slice(orders.num_rows - 60), [unrecorded])
+    score(platform, days_to(unrecorded, 2), 1)
+    found = run(platform, spec(), unrecorded)
+    assert found["verdict"] == "broken_data"
+    assert f"orders of {unrecorded}: expected a published partition, found none" in found["reasons"]
+
+
+def test_a_table_with_a_lag_is_due_later(platform: Platform) -> None:
+    platform.mart.record_batches([batch("outcomes", AS_OF, "stopped", ("not due yet",))])
+    assert run(platform, spec())["verdict"] == "ok"
+
+
+def test_labels_that_turn_around_are_a_performance_drop(platform: Platform) -> None:
+    days = days_to(AS_OF, 5)
+    rows = platform.lake.read("trusted.outcomes", days[0], days[-1])
+    turned = pa.array(np.where(rows["took"].to_numpy() > 3, 2, 5), pa.int64())
+    rows = rows.set_column(rows.column_names.index("took"), "took", turned)
+    platform.lake.write("trusted.outcomes", rows, days)
+    found = run(platform, spec())
+    assert found["verdict"] == "performance_drop", found["reasons"]
+    assert found["performance"]["auc"] < 0.5
+
+
+def test_a_new_champion_does_not_answer_for_its_predecessor(platform: Platform) -> None:
+    score(platform, [AS_OF], register(platform, "second"))
+    found = run(platform, spec())
+    assert found["version"] == 2
+    assert (found["performance"]["scored_rows"], found["performance"]["matured_rows"]) == (60, 0)
+    assert any("performance unknown: 0 matured rows" in reason for reason in found["reasons"])
+    assert found["rows"] == 300
+
+
+def test_no_matured_label_is_named(platform: Platform) -> None:
+    platform.lake.write("trusted.outcomes", platform.lake.read("trusted.outcomes").slice(0, 0), examples.dates(DAYS))
+    found = run(platform, spec())
+    assert found["performance"]["auc"] is None
+    assert any("performance unknown: 0 matured rows" in reason for reason in found["reasons"])
+
+
+def test_one_partition_alone_is_judged(platform: Platform) -> None:
+    first = days_to(AS_OF, 7)[0]
+    found = run(platform, spec(), first)
+    assert found["partitions"] == [first.isoformat()]
+    assert found["verdict"] == "ok", found["reasons"]
+
+
+def test_emptied_predictions_are_an_empty_window(platform: Platform) -> None:
+    days = days_to(AS_OF, 7)
+    platform.lake.write("predictions.late_order", platform.lake.read("predictions.late_order").slice(0, 0), days)
+    found = run(platform, spec())
+    assert (found["verdict"], found["rows"], found["partitions"]) == ("broken_data", 0, [])
+    assert any("nothing to judge" in reason for reason in found["reasons"])
+
+
+def test_a_date_never_scored_cannot_be_monitored(platform: Platform) -> None:
+    with pytest.raises(NotEnoughData, match="expected a scoring of 2024-02-09"):
+        measure(platform, spec(), examples.source(), dt.date(2024, 2, 9), "r1")
+
+
+def test_a_rerun_leaves_the_same_rows(platform: Platform) -> None:
+    first = run(platform, spec())
+    rows = platform.mart.monitorings("late_order"), platform.mart.decisions()
+    assert run(platform, spec()) == first
+    assert (platform.mart.monitorings("late_order"), platform.mart.decisions()) == rows
+
+
+def record(platform: Platform, as_of: dt.date, verdict: str) -> None:
+    platform.mart.record_monitoring(
+        model="late_order",
+        as_of=as_of,
+        version=1,
+        verdict=verdict,
+        reasons=["r"],
+        columns={},
+        performance={},
+        report_uri=None,
+        run_id="m",
+    )
+
+
+def test_two_breaches_ask_once_and_a_retry_gets_the_same_answer() -> None:
+    world = memory_platform()
+    yesterday = AS_OF - dt.timedelta(days=1)
+    record(world, yesterday, "drift")
+    assert not ask_retrain(world, spec(), yesterday, "a").accepted
+    record(world, AS_OF, "performance_drop")
+    first = ask_retrain(world, spec(), AS_OF, "b")
+    assert first.accepted
+    assert ask_retrain(world, spec(), AS_OF, "b") == first, "a retry of the run that asked"
+    again = ask_retrain(world, spec(), AS_OF, "c")
+    assert not again.accepted
+    assert f"{AS_OF} has asked already" in again.reasons
+    tomorrow = AS_OF + dt.timedelta(days=1)
+    record(world, tomorrow, "drift")
+    assert "cooldown" in ask_retrain(world, spec(), tomorrow, "d").reasons[0]
+    rows = world.mart.decisions(subject="late_order", kind="retrain")
+    assert sorted((row["run_id"], row["outcome"]) for row in rows) == [
+        ("a", "refused"),
+        ("b", "allowed"),
+        ("c", "refused"),
+        ("d", "refused"),
+    ]
+
+
+def test_broken_data_is_refused_in_the_ledger_and_ok_asks_nothing() -> None:
+    world = memory_platform()
+    days = days_to(AS_OF, 3)
+    for day, verdict in zip(days, ("drift", "drift", "broken_data"), strict=True):
+        record(world, day, verdict)
+    decision = ask_retrain(world, spec(), AS_OF, "a")
+    assert not decision.accepted
+    assert [row["outcome"] for row in world.mart.decisions(kind="retrain")] == ["refused"]
+    record(world, AS_OF, "ok")
+    assert not ask_retrain(world, spec(), AS_OF, "b").accepted
+    assert len(world.mart.decisions(kind="retrain")) == 1
+
+
+def test_a_backfilled_date_ignores_later_verdicts() -> None:
+    world = memory_platform()
+    for day in days_to(AS_OF + dt.timedelta(days=2), 2):
+        record(world, day, "drift")
+    record(world, AS_OF, "drift")
+    decision = ask_retrain(world, spec(), AS_OF, "a")
+    assert not decision.accepted
+    assert decision.evidence["windows"] == {AS_OF.isoformat(): "drift"}
+
+
+def test_facts_are_small(platform: Platform) -> None:
+    facts = measure(platform, spec(), examples.source(), AS_OF, "r1")
+    assert len(json.dumps(facts)) < 4_000
+    assert MonitoringFacts.from_dict(facts).as_of == AS_OF
