@@ -5,8 +5,8 @@ table by table; then says so with one asset event that scoring waits for.
 
 ## Inputs and outputs
 In: the source's files in the landing bucket. Out: `trusted.<table>` and `quarantine.<table>` in the lake, a validation
-page per table and partition, one row per partition in `ingest_batches`, the asset `trusted__<source>` with the as-of date.
-Every row in is exactly one of trusted, quarantined or duplicate.
+page per table and partition, one row per partition in `ingest_batches`, the asset `trusted__<source>` with the as-of
+date. Every row in is exactly one of trusted, quarantined or duplicate.
 
 ## Rerun policy
 Safe at any time: a partition is replaced whole, in one commit. A late or corrected file is taken in by running its
@@ -22,9 +22,12 @@ import datetime as dt
 from typing import Any
 
 from airflow.sdk import DAG, CronPartitionTimetable, Param, task, task_group
+from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.sensors import DeliverySensor
+from include.evergreen.pipeline import ingest as steps
 from include.evergreen.specs import SourceSpec, sources
 
 
@@ -34,11 +37,6 @@ def ingest(source: SourceSpec) -> DAG:
 
     @task
     def land(table: str, dates: list[str]) -> dict[str, Any]:
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import ingest as steps
-
         if not dates:
             raise AirflowSkipException(f"{table}: no new delivery")
         days = [dt.date.fromisoformat(day) for day in dates]
@@ -46,16 +44,10 @@ def ingest(source: SourceSpec) -> DAG:
 
     @task
     def validate(table: str, staged: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import ingest as steps
-
         return steps.validate(platform(), source, source.tables[table], staged, runs.run_key())
 
     @task
     def publish(table: str, validated: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import ingest as steps
-
         return steps.publish(platform(), source, source.tables[table], validated, runs.run_key())
 
     @task_group
@@ -71,8 +63,6 @@ def ingest(source: SourceSpec) -> DAG:
 
     @task(outlets=[trusted], trigger_rule="none_failed")
     def complete() -> None:
-        from airflow.sdk.exceptions import AirflowSkipException
-
         if since := runs.params()["history_from"]:
             raise AirflowSkipException(f"history from {since} is loaded; no event is due")
         runs.emit(trusted, runs.as_of().isoformat(), source=source.name)

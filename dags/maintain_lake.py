@@ -16,20 +16,18 @@ No row is at risk: `docs/runbooks/maintenance-failed.md`.
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import asdict
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
+from include.evergreen.pipeline.maintenance import maintain_lake
 
 from include.evergreen.orchestration import defaults, runs
+from include.evergreen.orchestration.connections import platform
 
 
 @task
 def maintain() -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
-    from include.evergreen.orchestration.connections import platform
-    from include.evergreen.pipeline.maintenance import maintain_lake
-
     params = runs.params()
     return [asdict(upkeep) for upkeep in maintain_lake(platform(), params["keep_snapshots"], params["staging_days"])]
 

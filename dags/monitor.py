@@ -9,7 +9,8 @@ In: the asset `predictions__<model>`, same as-of date. Out: an Evidently report 
 `<model>|<date>` when a retrain is allowed.
 
 ## Rerun policy
-Safe at any time: the verdict of a date is replaced; a decision once taken by a run stands, and one date asks at most once.
+Safe at any time: the verdict of a date is replaced; a decision once taken by a run stands, and one date asks at most
+once.
 
 ## On failure
 Predictions are not touched. No verdict means no retrain: `docs/runbooks/monitoring-failed.md`.
@@ -21,8 +22,11 @@ import datetime as dt
 from typing import Any
 
 from airflow.sdk import DAG, Param, PartitionedAssetTimetable, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.orchestration.connections import platform
+from include.evergreen.pipeline import monitoring as steps
 from include.evergreen.specs import ModelSpec, SourceSpec, models, sources
 
 
@@ -32,25 +36,14 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
 
     @task
     def measure() -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import monitoring as steps
-
         return steps.measure(platform(), model, source, runs.as_of(), runs.run_key())
 
     @task
     def conclude(facts: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import monitoring as steps
-
         return steps.conclude(platform(), model, runs.as_of(), facts, runs.run_key())
 
     @task(outlets=[retrain])
     def ask_retrain(verdict: dict[str, Any]) -> None:
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import monitoring as steps
-
         decision = steps.ask_retrain(platform(), model, runs.as_of(), runs.run_key())
         if not decision.accepted:
             raise AirflowSkipException(f"no retrain: {'; '.join(decision.reasons)}")

@@ -22,6 +22,8 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from include.evergreen.orchestration import defaults, runs
+from include.evergreen.orchestration.connections import platform
+from include.evergreen.pipeline import ingest as steps
 from include.evergreen.specs import sources
 
 TABLES = sorted(f"{source.name}.{table}" for source in sources().values() for table in source.tables)
@@ -29,9 +31,6 @@ TABLES = sorted(f"{source.name}.{table}" for source in sources().values() for ta
 
 @task
 def replay() -> dict[str, Any]:
-    from include.evergreen.orchestration.connections import platform
-    from include.evergreen.pipeline import ingest as steps
-
     params = runs.params()
     name, table = params["table"].split(".")
     since, until = (dt.date.fromisoformat(params[bound]) for bound in ("since", "until"))

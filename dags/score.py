@@ -20,8 +20,11 @@ import datetime as dt
 from typing import Any
 
 from airflow.sdk import DAG, Param, PartitionedAssetTimetable, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.orchestration.connections import platform
+from include.evergreen.pipeline import scoring as steps
 from include.evergreen.specs import ModelSpec, SourceSpec, models, sources
 
 
@@ -31,20 +34,12 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
 
     @task
     def predict() -> dict[str, Any]:
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import scoring as steps
-
         if not platform().mart.champion_history(model.name):
             raise AirflowSkipException(f"no champion yet: trigger train__{model.name}")
         return steps.predict(platform(), model, source, runs.as_of(), runs.run_key())
 
     @task(outlets=[predictions])
     def publish(staged: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import scoring as steps
-
         published = steps.publish(platform(), model, source, runs.as_of(), staged, runs.run_key())
         runs.emit(predictions, runs.as_of().isoformat(), version=staged["version"], rows=staged["rows"])
         return published

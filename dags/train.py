@@ -4,9 +4,9 @@ Makes a challenger and lets the gate decide: build the training set, prove that 
 challenger, champion and baseline on the same rows, decide, register, promote.
 
 ## Inputs and outputs
-In: the asset `retrain_requested__<model>` (drift, or `request__<model>` on the model's schedule), or a run by hand with a
-reason. Out: a registered version with everything that made it, the gate's decision in the ledger with its evidence, and,
-when it is accepted, the alias `champion` and the asset `champion__<model>`.
+In: the asset `retrain_requested__<model>` (drift, or `request__<model>` on the model's schedule), or a run by hand with
+a reason. Out: a registered version with everything that made it, the gate's decision in the ledger with its evidence,
+and, when it is accepted, the alias `champion` and the asset `champion__<model>`.
 
 ## Rerun policy
 Safe at any time: one run makes at most one version, and its recorded decision stands when a task is cleared.
@@ -21,8 +21,11 @@ import datetime as dt
 from typing import Any
 
 from airflow.sdk import DAG, CronPartitionTimetable, Param, PartitionedAssetTimetable, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.orchestration.connections import platform
+from include.evergreen.pipeline import training as steps
 from include.evergreen.specs import ModelSpec, models
 
 
@@ -32,48 +35,28 @@ def train(model: ModelSpec) -> DAG:
 
     @task
     def build() -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import training as steps
-
         return steps.build(platform(), model, runs.as_of(), runs.run_key(), runs.params()["window_days"])
 
     @task
     def check_leaks(built: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import training as steps
-
         return steps.check_leaks(platform(), model, runs.as_of(), built)
 
     @task
     def fit(built: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import training as steps
-
         overrides = runs.params()["hyper_parameters"]
         return steps.fit(platform(), model, runs.as_of(), runs.run_key(), built, overrides)
 
     @task
     def gate(built: dict[str, Any], fitted: dict[str, Any], leaks: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import training as steps
-
         return steps.decide(platform(), model, runs.as_of(), runs.run_key(), built, fitted, leaks)
 
     @task
     def register(built: dict[str, Any], fitted: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import training as steps
-
         reason = runs.params()["reason"]
         return steps.register(platform(), model, runs.as_of(), runs.run_key(), built, fitted, decided, reason)
 
     @task(outlets=[champion])
     def promote(registered: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
-        from airflow.sdk.exceptions import AirflowSkipException
-
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import training as steps
-
         if not decided["accepted"]:
             raise AirflowSkipException(f"refused: {'; '.join(decided['reasons'])}")
         runs.emit(champion, runs.as_of().isoformat(), version=registered["version"])
@@ -117,9 +100,6 @@ def request(model: ModelSpec) -> DAG:
 
     @task(outlets=[retrain])
     def ask() -> None:
-        from include.evergreen.orchestration.connections import platform
-        from include.evergreen.pipeline import training as steps
-
         steps.request_on_schedule(platform(), model, runs.as_of(), runs.run_key())
         runs.emit(retrain, assets.retrain_key(model.name, runs.as_of()), reasons=["on schedule"])
 

@@ -1,4 +1,4 @@
-"""The steps of `monitor__<model>` over in-memory adapters: real features, a real model, real scorings, a real report."""
+"""The steps of `monitor__<model>` over in-memory adapters: real features, model, scorings and report."""
 
 from __future__ import annotations
 

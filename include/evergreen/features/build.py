@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -27,7 +29,22 @@ def midnight(day: dt.date) -> dt.datetime:
 
 
 def _tables(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
-    return sorted(set(connection.get_table_names(sql)) - {"entities"})
+    """Tables a query reads: the base tables of its parse tree that it does not define itself."""
+    parsed = json.loads(connection.execute("select json_serialize_sql(?)", [sql]).fetchall()[0][0])
+    if parsed["error"]:
+        raise DataError(f"features.sql: expected one DuckDB query, found: {parsed['error_message']}")
+    read, defined = set(), {"entities"}
+    nodes: list[Any] = [parsed]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            if node.get("type") == "BASE_TABLE":
+                read.add(node["table_name"])
+            defined |= {entry["key"] for entry in node.get("cte_map", {}).get("map", [])}
+            nodes.extend(node.values())
+        elif isinstance(node, list):
+            nodes.extend(node)
+    return sorted(read - defined)
 
 
 def _read(
@@ -107,7 +124,7 @@ def features(
                 f"features.sql of {spec.name}: expected one row for each of {expected} entities, "
                 f"found {rows} rows for {distinct}"
             )
-        return connection.execute(f"select {', '.join(columns)} from result order by as_of, {keys}").to_arrow_table()
+        return connection.sql(f"select {', '.join(columns)} from result order by as_of, {keys}").to_arrow_table()
 
 
 def labels(
@@ -138,12 +155,12 @@ def labels(
     with connect() as connection:
         connection.register("outcomes", rows)
         keys = ", ".join(spec.entity.key)
-        bound = dt.datetime.max if cut is None else midnight(cut)
-        return connection.execute(
+        bound = midnight(cut or dt.date.max)
+        return connection.sql(
             f"select * from (select {keys}, {PARTITION} as as_of, cast(({spec.label.expression}) as boolean) as label, "
             f"cast(available_at as timestamp) as known_at from outcomes where available_at <= ?) "
             f"where label is not null order by as_of, {keys}",
-            [bound],
+            params=[bound],
         ).to_arrow_table()
 
 
@@ -153,7 +170,7 @@ def labelled(features_: pa.Table, labels_: pa.Table, spec: ModelSpec) -> pa.Tabl
         connection.register("f", features_)
         connection.register("l", labels_)
         keys = ", ".join((*spec.entity.key, "as_of"))
-        return connection.execute(
+        return connection.sql(
             f"select f.*, l.label from f join (select {keys}, label from l) l using ({keys}) order by {keys}"
         ).to_arrow_table()
 

@@ -29,15 +29,14 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThanOrEqual, Or
 from pyiceberg.io import FileIO, InputFile, InputStream, OutputFile, OutputStream
-from pyiceberg.io.pyarrow import ArrowScan, pyarrow_to_schema, schema_to_pyarrow, write_file
-from pyiceberg.io.pyarrow import bin_pack_arrow_table
+from pyiceberg.io.pyarrow import ArrowScan, bin_pack_arrow_table, pyarrow_to_schema, schema_to_pyarrow, write_file
 from pyiceberg.partitioning import PartitionField, PartitionFieldValue, PartitionKey, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table, TableProperties, WriteTask
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.typedef import EMPTY_DICT, Properties
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from include.evergreen.errors import NotFound, SchemaMismatch, Unavailable
 from include.evergreen.lake.objects import S3Objects
@@ -60,7 +59,7 @@ PROPERTIES = {
     "write.metadata.previous-versions-max": "10",
     "write.parquet.compression-codec": "zstd",
     "write.parquet.row-group-limit": "131072",
-    "write.target-file-size-bytes": str(64 * 2**20),
+    "write.target-file-size-bytes": str(32 * 2**20),
     "write.metadata.metrics.default": "counts",
     "commit.manifest.min-count-to-merge": "2",
 }
@@ -415,7 +414,7 @@ class IcebergLake:
         columns: Sequence[str] | None = None,
         snapshot: int | None = None,
     ) -> pa.RecordBatchReader:
-        """As `read`, holding at most a few files (of at most 64 MiB each in Arrow) at a time."""
+        """As `read`, holding at most nine files (each of at most 32 MiB in Arrow) at a time."""
         schema, readers = self._plan(table, since, until, columns, snapshot)
         batches = (batch for part in _ahead(readers) for batch in part.to_batches(max_chunksize=BATCH_ROWS))
         return pa.RecordBatchReader.from_batches(schema, batches)
@@ -667,7 +666,6 @@ def _referenced(table: Table) -> set[str]:
     with ThreadPoolExecutor(max_workers=READ_AHEAD) as pool:
         by_path = {m.manifest_path: m for some in pool.map(manifests, metadata.snapshots) for m in some}
         found |= set(by_path)
-        # deleted entries too: an older snapshot may still share the file, and over-counting only keeps a file longer
         for entries in pool.map(lambda m: m.fetch_manifest_entry(table.io, discard_deleted=True), by_path.values()):
             found |= {entry.data_file.file_path for entry in entries}
     return found

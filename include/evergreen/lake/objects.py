@@ -156,6 +156,10 @@ class S3Objects:
     def delete(self, keys: Iterable[str]) -> None:
         """Delete; a key that is not there is no error. Raises Unavailable."""
         names = list(keys)
+        if len(names) == 1:
+            with self._errors(names[0]):
+                self._s3.delete_object(Bucket=self.bucket, Key=names[0])
+            return
         for start in range(0, len(names), 1000):
             some = names[start : start + 1000]
             with self._errors(some[0]):

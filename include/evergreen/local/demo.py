@@ -197,7 +197,9 @@ class Demo:
 
     def _explain(self, dag_id: str, run_id: str) -> str:
         failed = self.api.failed_tasks(dag_id, run_id)
-        return f"{dag_id} {run_id} failed in {', '.join(failed) or 'no task'}; its log: {self.api.run_url(dag_id, run_id)}"
+        return (
+            f"{dag_id} {run_id} failed in {', '.join(failed) or 'no task'}; its log: {self.api.run_url(dag_id, run_id)}"
+        )
 
     # --- summary -----------------------------------------------------------------------------------------------------
 
@@ -207,7 +209,9 @@ class Demo:
         for table, total in self.mart.totals().items():
             if total["in"] != total["trusted"] + total["quarantined"] + total["duplicates"]:
                 found.append(f"{table}: in = {total['in']} is not the sum of its parts {total}")
-        stopped = [f"{b['table_name']} {b['partition_date']}" for b in self.mart.batches() if b["status"] != "published"]
+        stopped = [
+            f"{b['table_name']} {b['partition_date']}" for b in self.mart.batches() if b["status"] != "published"
+        ]
         if stopped:
             found.append(f"partitions stopped: {stopped}")
         scored = {row["as_of"] for row in self.mart.scorings(MODEL)}
@@ -224,12 +228,16 @@ class Demo:
     def summary(self, urls: dict[str, str], password: str) -> None:
         """Print what happened, and where to look."""
         out = self.console
-        rows = Table("table", "in", "trusted", "quarantined", "duplicates", title="Rows: in = trusted + quarantined + duplicates")
+        rows = Table(
+            "table", "in", "trusted", "quarantined", "duplicates", title="Rows: in = trusted + quarantined + duplicates"
+        )
         for name, total in self.mart.totals().items():
             rows.add_row(name, *(f"{total[k]:,}" for k in ("in", "trusted", "quarantined", "duplicates")))
         out.print(rows)
 
-        champions = Table("version", "in force from", "auc", "baseline auc", "former champion auc", "on", title="Champions")
+        champions = Table(
+            "version", "in force from", "auc", "baseline auc", "former champion auc", "on", title="Champions"
+        )
         for row in self.mart.champion_history(MODEL):
             metrics = row["metrics"]
             champions.add_row(
@@ -261,7 +269,9 @@ class Demo:
             f"Retrains: asked {len(outcomes)}, allowed {outcomes.count('allowed')}, refused {outcomes.count('refused')}"
         )
         for decision in reversed(self.mart.decisions(subject=MODEL, kind="gate")):
-            out.print(f"Gate, as of {decision['as_of']}: [bold]{decision['outcome']}[/bold]. {'; '.join(decision['reasons'])}")
+            out.print(
+                f"Gate, as of {decision['as_of']}: [bold]{decision['outcome']}[/bold]. {'; '.join(decision['reasons'])}"
+            )
         out.print("\nWhere to look")
         for name, value in urls.items():
             out.print(f"  {name:<14} {value}", soft_wrap=True, highlight=False, markup=False)
@@ -306,7 +316,7 @@ def run(stack: Stack, scenario: Scenario, console: Console) -> list[str]:
             "Drift report": report.as_uri(),
             "Analysts' SQL": f'make sql Q="{QUERY.format(day=scenario.replay_until)}"',
         },
-        stack.layout.secrets.admin_password,
+        stack.layout.secrets.passwords["admin"],
     )
     shortfalls = demo.shortfalls()
     for line in shortfalls:

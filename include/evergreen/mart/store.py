@@ -395,9 +395,9 @@ class Mart:
                         continue
                     connection.exec_driver_sql(f"drop view {quote(name)}")
                 body = query.compile(dialect=self.engine.dialect, compile_kwargs={"literal_binds": True})
-                connection.exec_driver_sql(f"create view {quote(name)} as {body}".replace("%%", "%"))
+                connection.exec_driver_sql(f"create view {quote(name)} as {body}")
                 if not self.is_sqlite:
-                    connection.execute(sa.DDL(f"comment on view {quote(name)} is '{comment}'"))
+                    connection.exec_driver_sql(f"comment on view {quote(name)} is '{comment}'")
 
     # --- upserts -----------------------------------------------------------------------------------------------------
 
@@ -653,7 +653,7 @@ class Mart:
         with self._writing(f"labels {spec.name}") as connection:
             for records in _records(rows):
                 connection.execute(statement, records)
-        return rows.num_rows
+        return int(rows.num_rows)
 
     # --- monitoring --------------------------------------------------------------------------------------------------
 

@@ -150,14 +150,11 @@ def ask_retrain(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str
     rows = platform.mart.monitorings(spec.name, until=as_of, limit=spec.retrain.windows)
     history = [Window(row["as_of"], row["verdict"]) for row in rows]
     requests = platform.mart.decisions(subject=spec.name, kind="retrain")
-    asked = {
-        row["as_of"]
-        for row in requests
-        if row["outcome"] == "allowed" and (row["as_of"], row["run_id"]) != (as_of, run_id)
-    }
+    asked = {row["as_of"] for row in requests if row["outcome"] == "allowed"}
     decision = retrain(history, asked, as_of, spec.retrain)
     if all(window.as_of != as_of or window.kind == "ok" for window in history):
         return decision
+    # The ledger answers a retry with what it first recorded, so that an allowed request is never lost.
     recorded = platform.mart.append_decision(
         kind="retrain",
         subject=spec.name,
