@@ -14,7 +14,7 @@ RUN apt-get update \
     && chown -R 50000:0 /opt/airflow
 
 COPY requirements.txt requirements-cluster.txt /tmp/lock/
-RUN python -m pip install uv==0.9.5 \
+RUN python -m pip install uv==0.13.9 \
     && uv pip install --system --compile-bytecode --no-cache \
         -r /tmp/lock/requirements.txt -r /tmp/lock/requirements-cluster.txt \
     && rm -rf /tmp/lock

@@ -50,14 +50,14 @@ def test_missing_object_is_named(objects: MemoryObjects | S3Objects) -> None:
 
 
 def test_list_is_by_key_with_size_etag_and_time(objects: MemoryObjects | S3Objects) -> None:
-    begun = dt.datetime.now(dt.timezone.utc) - dt.timedelta(seconds=2)
+    begun = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=2)
     for key in ("b/2", "a/1", "b/10", "bb/3"):
         objects.put(key, key.encode())
     found = objects.list("b/")
     assert [o.key for o in found] == ["b/10", "b/2"]
     assert [o.size for o in found] == [4, 3]
     assert found[0].etag == hashlib.md5(b"b/10").hexdigest()
-    assert begun < found[0].modified < dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=2)
+    assert begun < found[0].modified < dt.datetime.now(dt.UTC) + dt.timedelta(seconds=2)
     assert [o.key for o in objects.list("b")] == ["b/10", "b/2", "bb/3"]
     assert objects.list("nothing/") == []
 
@@ -133,5 +133,5 @@ def test_server_keys_stay_out_of_the_command_line(tmp_path: Path) -> None:
 def test_wait_ready_gives_up() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        with pytest.raises(Unavailable, match="within 0.2 s"):
+        with pytest.raises(Unavailable, match=r"within 0\.2 s"):
             wait_ready(listener.getsockname()[1], timeout=0.2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from include.evergreen.drift.verdict import MonitoringFacts
 from include.evergreen.errors import NotEnoughData
 from include.evergreen.features.build import features, labelled, labels
+from include.evergreen.lake.memory import MemoryLake
 from include.evergreen.pipeline.monitoring import ask_retrain, conclude, measure
 from include.evergreen.pipeline.scoring import predict, publish
 from include.evergreen.platform import Platform
@@ -42,7 +44,7 @@ def spec(**monitoring: Any) -> ModelSpec:
 
 @functools.cache
 def bundle() -> ModelBundle:
-    lake = memory_platform().lake
+    lake = MemoryLake()
     examples.fill(lake, DAYS)
     since, until = examples.FIRST, TRAINED - dt.timedelta(days=1)
     rows = labelled(features(lake, spec(), since, until), labels(lake, spec(), since, until, cut=TRAINED), spec())
@@ -81,9 +83,9 @@ def days_to(last: dt.date, count: int) -> list[dt.date]:
 
 
 @pytest.fixture
-def platform() -> Platform:
+def platform(tmp_path: Path) -> Platform:
     """Forty days of orders and outcomes, a champion, its scorings of the seven days to AS_OF."""
-    world = memory_platform()
+    world = memory_platform(tmp_path)
     examples.fill(world.lake, DAYS)
     days = examples.dates(DAYS)
     world.mart.record_batches([batch(table, day) for table in ("orders", "outcomes") for day in days])
@@ -218,18 +220,19 @@ def test_no_matured_label_is_named(platform: Platform) -> None:
     assert any("performance unknown: 0 matured rows" in reason for reason in found["reasons"])
 
 
-def test_one_partition_alone_is_judged(platform: Platform) -> None:
+def test_the_first_scored_date_is_judged_on_a_whole_window(platform: Platform) -> None:
     first = days_to(AS_OF, 7)[0]
     found = run(platform, spec(), first)
-    assert found["partitions"] == [first.isoformat()]
+    assert found["partitions"] == [day.isoformat() for day in days_to(first, 5)]
+    assert found["performance"]["scored_rows"] == 60
     assert found["verdict"] == "ok", found["reasons"]
 
 
-def test_emptied_predictions_are_an_empty_window(platform: Platform) -> None:
+def test_emptied_predictions_are_broken_data(platform: Platform) -> None:
     days = days_to(AS_OF, 7)
     platform.lake.write("predictions.late_order", platform.lake.read("predictions.late_order").slice(0, 0), days)
     found = run(platform, spec())
-    assert (found["verdict"], found["rows"], found["partitions"]) == ("broken_data", 0, [])
+    assert (found["verdict"], found["rows"], found["partitions"]) == ("broken_data", 300, [d.isoformat() for d in days_to(AS_OF, 5)])
     assert any("nothing to judge" in reason for reason in found["reasons"])
 
 
@@ -259,8 +262,8 @@ def record(platform: Platform, as_of: dt.date, verdict: str) -> None:
     )
 
 
-def test_two_breaches_ask_once_and_a_retry_gets_the_same_answer() -> None:
-    world = memory_platform()
+def test_two_breaches_ask_once_and_a_retry_gets_the_same_answer(tmp_path: Path) -> None:
+    world = memory_platform(tmp_path)
     yesterday = AS_OF - dt.timedelta(days=1)
     record(world, yesterday, "drift")
     assert not ask_retrain(world, spec(), yesterday, "a").accepted
@@ -283,8 +286,8 @@ def test_two_breaches_ask_once_and_a_retry_gets_the_same_answer() -> None:
     ]
 
 
-def test_broken_data_is_refused_in_the_ledger_and_ok_asks_nothing() -> None:
-    world = memory_platform()
+def test_broken_data_is_refused_in_the_ledger_and_ok_asks_nothing(tmp_path: Path) -> None:
+    world = memory_platform(tmp_path)
     days = days_to(AS_OF, 3)
     for day, verdict in zip(days, ("drift", "drift", "broken_data"), strict=True):
         record(world, day, verdict)
@@ -296,8 +299,8 @@ def test_broken_data_is_refused_in_the_ledger_and_ok_asks_nothing() -> None:
     assert len(world.mart.decisions(kind="retrain")) == 1
 
 
-def test_a_backfilled_date_ignores_later_verdicts() -> None:
-    world = memory_platform()
+def test_a_backfilled_date_ignores_later_verdicts(tmp_path: Path) -> None:
+    world = memory_platform(tmp_path)
     for day in days_to(AS_OF + dt.timedelta(days=2), 2):
         record(world, day, "drift")
     record(world, AS_OF, "drift")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import re
 import threading
+import time
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -311,14 +313,32 @@ def test_staged_rows_of_another_date_are_not_published(world: Any) -> None:
     assert world.lake.counts("predictions.late_order") == {}
 
 
+class SlowLake(MemoryLake):
+    """Pauses after its first scoring is written, so that another publisher can come between lake and mart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
+    def write(self, table: str, rows: pa.Table, dates: Collection[dt.date]) -> int:
+        snapshot = super().write(table, rows, dates)
+        if table.startswith("predictions.") and not self.written.is_set():
+            self.written.set()
+            time.sleep(0.5)
+        return snapshot
+
+
 def test_two_scorings_at_once_end_in_one_whole_result(world: Any) -> None:
+    world.lake = SlowLake()
+    examples.fill(world.lake, 12)
     staged = [steps.predict(world, SPEC, examples.source(), DAY, f"r{v}", version=v) for v in (1, 2)]
     failures: list[Exception] = []
 
     def work(number: int) -> None:
         try:
-            for _ in range(5):
-                steps.publish(world, SPEC, examples.source(), DAY, staged[number], f"r{number}")
+            if number:
+                world.lake.written.wait(10)
+            steps.publish(world, SPEC, examples.source(), DAY, staged[number], f"r{number}")
         except Exception as error:
             failures.append(error)
 

@@ -76,7 +76,7 @@ GRACE = dt.timedelta(hours=24)
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-class ObjectFileIO(FileIO):
+class ObjectFileIO(FileIO):  # type: ignore[misc]
     """PyIceberg's files through `S3Objects`: one request per file, and the engine's own timeouts and errors."""
 
     def __init__(self, properties: Properties = EMPTY_DICT) -> None:
@@ -116,7 +116,7 @@ class ObjectFileIO(FileIO):
         objects.delete([key])
 
 
-class _Input(InputFile):
+class _Input(InputFile):  # type: ignore[misc]
     def __init__(self, files: ObjectFileIO, location: str) -> None:
         super().__init__(location)
         self._objects, self._key = files.objects(location)
@@ -131,7 +131,7 @@ class _Input(InputFile):
         return pa.BufferReader(self._objects.get(self._key))  # type: ignore[return-value]
 
 
-class _Output(OutputFile):
+class _Output(OutputFile):  # type: ignore[misc]
     def __init__(self, files: ObjectFileIO, location: str) -> None:
         super().__init__(location)
         self._files = files
@@ -295,7 +295,9 @@ class IcebergLake:
                 if failure is not None and isinstance(failure, Unavailable):
                     raise
                 failure = error
-        raise Unavailable(f"lake table {table}: expected a commit within {ATTEMPTS} attempts, found {failure}") from failure
+        raise Unavailable(
+            f"lake table {table}: expected a commit within {ATTEMPTS} attempts, found {failure}"
+        ) from failure
 
     # -- writing
 
@@ -322,14 +324,14 @@ class IcebergLake:
         def landed(fresh: Table) -> int | None:
             for snapshot in fresh.metadata.snapshots:
                 if snapshot.summary is not None and snapshot.summary.additional_properties.get(COMMIT) == key:
-                    return snapshot.snapshot_id
+                    return int(snapshot.snapshot_id)
             return None
 
         def replace(fresh: Table) -> int:
             out = [task.file for task in fresh.scan(row_filter=where).plan_files()]
             current = fresh.current_snapshot()
             if current is not None and not out and not files:
-                return current.snapshot_id
+                return int(current.snapshot_id)
             transaction = fresh.transaction()
             with transaction.update_snapshot(snapshot_properties={COMMIT: key}).overwrite() as update:
                 update.delete_by_predicate(where)
@@ -471,7 +473,7 @@ class IcebergLake:
         """
         if keep_snapshots < 1:
             raise ValueError(f"keep_snapshots: expected at least 1, found {keep_snapshots}")
-        now = now or dt.datetime.now(dt.timezone.utc)
+        now = now or dt.datetime.now(dt.UTC)
         found = self._table(table)
         location = f"{found.location().rstrip('/')}/"
         objects, prefix = ObjectFileIO(found.io.properties).objects(location)
@@ -482,9 +484,7 @@ class IcebergLake:
         # listed before, referenced after: a file can only be deleted if the newest metadata does not name it
         listed = {objects.uri(o.key): o for o in objects.list(prefix)}
         live = _referenced(self._table(table))
-        dead = {
-            uri for uri, o in listed.items() if uri not in live and (uri in once or now - o.modified > GRACE)
-        }
+        dead = {uri for uri, o in listed.items() if uri not in live and (uri in once or now - o.modified > GRACE)}
         objects.delete(sorted(listed[uri].key for uri in dead))
         left = {uri: o for uri, o in listed.items() if uri not in dead}
         return Upkeep(
@@ -520,7 +520,9 @@ class IcebergLake:
         try:
             with self._errors(table):
                 transaction = found.transaction()
-                with transaction.update_snapshot(snapshot_properties={"evergreen.compaction": "true"}).overwrite() as update:
+                with transaction.update_snapshot(
+                    snapshot_properties={"evergreen.compaction": "true"}
+                ).overwrite() as update:
                     update.delete_by_predicate(_between_any(small))
                     for tasks in small.values():
                         for task in tasks:
@@ -540,9 +542,11 @@ class IcebergLake:
         try:
             with self._errors(table):
                 transaction = found.transaction()
-                with transaction.set_properties({TableProperties.MANIFEST_MERGE_ENABLED: "true"}).update_snapshot(
-                    snapshot_properties={"evergreen.compaction": "manifests"}
-                ).merge_append():
+                with (
+                    transaction.set_properties({TableProperties.MANIFEST_MERGE_ENABLED: "true"})
+                    .update_snapshot(snapshot_properties={"evergreen.compaction": "manifests"})
+                    .merge_append()
+                ):
                     pass
                 transaction.commit_transaction()
         except (CommitFailedException, ValidationException):
@@ -661,7 +665,7 @@ def _referenced(table: Table) -> set[str]:
     found |= {snapshot.manifest_list for snapshot in metadata.snapshots}
 
     def manifests(snapshot: Snapshot) -> list[Any]:
-        return snapshot.manifests(table.io)
+        return list(snapshot.manifests(table.io))
 
     with ThreadPoolExecutor(max_workers=READ_AHEAD) as pool:
         by_path = {m.manifest_path: m for some in pool.map(manifests, metadata.snapshots) for m in some}

@@ -107,7 +107,10 @@ class S3Objects:
             try:
                 self._s3.create_bucket(Bucket=self.bucket, **place)
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                if error.response.get("Error", {}).get("Code") not in {
+                    "BucketAlreadyOwnedByYou",
+                    "BucketAlreadyExists",
+                }:
                     raise
 
     def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
@@ -145,9 +148,7 @@ class S3Objects:
         with self._errors(prefix):
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             found = [
-                ObjectInfo(
-                    o["Key"], o["Size"], o.get("ETag", "").strip('"'), o["LastModified"].astimezone(dt.timezone.utc)
-                )
+                ObjectInfo(o["Key"], o["Size"], o.get("ETag", "").strip('"'), o["LastModified"].astimezone(dt.UTC))
                 for page in pages
                 for o in page.get("Contents", [])
             ]
@@ -196,9 +197,7 @@ class MemoryObjects:
         """The bucket is there."""
 
     def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
-        info = ObjectInfo(
-            key, len(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), dt.datetime.now(dt.timezone.utc)
-        )
+        info = ObjectInfo(key, len(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), dt.datetime.now(dt.UTC))
         with self._lock:
             self._objects[key] = (bytes(data), info)
 

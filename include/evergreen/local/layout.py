@@ -242,6 +242,8 @@ def environment(layout: Layout, base: Mapping[str, str] | None = None) -> dict[s
         # After a crash, tasks that died with the stack are found within a minute and a half.
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 60,
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 30,
+        # Also the longest time for which a worker does not notice that its task has ended.
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": 1,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 5,
         "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": 5,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 60,

@@ -238,6 +238,8 @@ class Stack:
         self.check()
         if not loaded:
             settings_file.load(Api.login(self.layout), settings_file.read(environment=self.environment))
+        # The first call to the task API builds its routes, which takes seconds: no task shall wait for that.
+        httpx.get(f"{self.layout.ui_url}/execution/health", timeout=60, trust_env=False)
         self._write_state(ready=True)
 
     def _late(self) -> str | None:

@@ -29,7 +29,7 @@ def maintain_lake(
         Unavailable: a dependency is down; what was done stays done.
     """
     done = [platform.lake.maintain(table, keep_snapshots) for table in platform.lake.tables()]
-    oldest = (now or dt.datetime.now(dt.timezone.utc)) - dt.timedelta(days=staging_days)
+    oldest = (now or dt.datetime.now(dt.UTC)) - dt.timedelta(days=staging_days)
     staged = platform.objects.list(STAGING)
     stale = [item for item in staged if item.modified < oldest]
     if stale:

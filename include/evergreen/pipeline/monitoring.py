@@ -27,11 +27,12 @@ RECENT_PARTITIONS = 28
 
 
 def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.date, run_id: str) -> dict[str, Any]:
-    """Measure the last `window_days` scored partitions up to `as_of` against the reference of the version that scored
-    `as_of`, and keep the report as `reports/<model>/<as_of>.html` and `.json`.
+    """Measure the last `window_days` dates up to `as_of` against the reference of the version that scored `as_of`, and
+    keep the report as `reports/<model>/<as_of>.html` and `.json`.
 
-    Features are judged over the whole window; prediction and performance on what that version itself scored, so that
-    a new champion does not answer for its predecessor.
+    Features and prediction are judged on every entity of the window, the prediction made anew by that version, so that
+    one model is compared with itself. Performance is judged on what that version published and whose label is known,
+    so that a new champion does not answer for its predecessor.
 
     Returns:
         `MonitoringFacts.to_dict()` and {report_uri, report_json_uri, run_id}: plain JSON values.
@@ -50,31 +51,31 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
         raise NotEnoughData(f"{spec.name}: expected a scoring of {as_of} to monitor, found none")
     version = scoring["version"]
     bundle = platform.registry.load(spec.name, version)
+    first = as_of - dt.timedelta(days=spec.monitoring.window_days - 1)
     rows_of = platform.lake.counts(f"predictions.{spec.name}")
     scored = [day for day in sorted(rows_of) if day <= as_of and rows_of[day]]
-    window = scored[-spec.monitoring.window_days :]
+    entities = platform.lake.counts(f"trusted.{spec.entity.table}")
+    window = [day for day in sorted(entities) if first <= day <= as_of and entities[day]]
 
     kinds = report.kinds(spec)
     if window:
-        seen = _on(features(platform.lake, spec, window[0], window[-1], cut=None), "as_of", window)
-        known = labels(platform.lake, spec, window[0], window[-1], cut=as_of)
+        seen = features(platform.lake, spec, first, as_of, cut=None)
+        seen = seen.append_column(PREDICTION, pa.array(bundle.predict(seen).astype("float64")))
+        known = labels(platform.lake, spec, first, as_of, cut=as_of)
         platform.mart.write_labels(spec, known)
-        predicted = _predictions(platform, spec, window, version)
-        performance = _performance(spec, bundle, predicted, known)
+        performance = _performance(spec, bundle, _predictions(platform, spec, first, as_of, version), known)
     else:
         arrow = {"number": pa.float64(), "category": pa.string()}
-        seen = pa.table({name: pa.array([], arrow[kinds[name]]) for name in spec.features})
-        predicted = pa.table({PREDICTION: pa.array([], pa.float64())})
+        seen = pa.table({name: pa.array([], arrow[kind]) for name, kind in kinds.items()})
         performance = Performance(reference_auc=_reference_auc(bundle))
 
     reference, size = from_bytes(bundle.reference), spec.monitoring.sketch_rows
-    current = sketch(seen, {name: feature.type for name, feature in spec.features.items()}, size)
-    current = current.append_column(PREDICTION, sketch(predicted, {PREDICTION: "number"}, size)[PREDICTION])
+    current = sketch(seen, kinds, size)
     context = {
         "model": spec.name,
         "as_of": as_of.isoformat(),
         "version": version,
-        "window": f"{window[0]} to {window[-1]}, {len(window)} scored partition(s)" if window else "empty",
+        "window": f"{first} to {as_of}, {len(window)} date(s) with entities",
     }
     built = report.build(reference, current, spec, context)
     key = f"reports/{spec.name}/{as_of}"
@@ -191,19 +192,13 @@ def _stopped(platform: Platform, spec: ModelSpec, source: SourceSpec, window: Se
     return found
 
 
-def _on(rows: pa.Table, column: str, days: Sequence[dt.date]) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    return rows.filter(pc.is_in(rows[column].cast(pa.date32()), pa.array(days, pa.date32())))
-
-
-def _predictions(platform: Platform, spec: ModelSpec, window: Sequence[dt.date], version: int) -> pa.Table:
+def _predictions(platform: Platform, spec: ModelSpec, since: dt.date, until: dt.date, version: int) -> pa.Table:
+    """What `version` published for these dates; empty where the lake holds no prediction yet."""
     import pyarrow.compute as pc
 
     columns = [*spec.entity.key, "partition_date", "model_version", PREDICTION]
-    rows = platform.lake.read(f"predictions.{spec.name}", window[0], window[-1], columns=columns)
-    return _on(rows.filter(pc.equal(rows["model_version"], version)), "partition_date", window)
+    rows = platform.lake.read(f"predictions.{spec.name}", since, until, columns=columns)
+    return rows.filter(pc.equal(rows["model_version"], version))
 
 
 def _performance(spec: ModelSpec, bundle: ModelBundle, predicted: pa.Table, known: pa.Table) -> Performance:

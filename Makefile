@@ -1,0 +1,96 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+BOOT := $(VENV)/.uv-$(UV_VERSION)
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+export PYTHONPATH := $(CURDIR)
+STACK := $(BIN)/python -m include.evergreen.local
+
+.PHONY: help install install-dev check format test demo up down status clean lock
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv from requirements.txt
+
+install-dev: $(DEV_STAMP)
+
+check: $(DEV_STAMP) ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV_STAMP) ## Rewrite files to the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(DEV_STAMP) ## Every tier of tests
+	$(BIN)/pytest tests $(ARGS)
+
+demo: $(STAMP) ## The whole loop on real flights, until Ctrl-C; EXIT=1 stops after the summary
+	@exec $(STACK) demo $(if $(filter-out 0,$(EXIT)),--exit)
+
+up: $(STAMP) ## Start the stack in the background; returns when it is ready
+	@$(STACK) up
+
+down: $(STAMP) ## End the stack
+	@$(STACK) down
+
+status: ## State of the stack and of the loop, as JSON
+	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; exec "$$python" -m include.evergreen.local status
+
+clean: $(STAMP) ## End the stack and delete all its data (var/); keeps .venv
+	@$(STACK) clean
+
+lock: $(BOOT) ## Compile both lock files from the .in files
+	$(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.11 -o requirements.txt requirements.in
+	$(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.11 -o requirements-dev.txt requirements-dev.in
+
+# The stamps hold the checksum of the lock that was installed: a touched file costs nothing, a changed one an install.
+
+$(BOOT):
+	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+	  python=; \
+	  for candidate in $(PYTHON) python3.11 python3.12 python3; do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; \
+	    then python=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "Expected Python 3.11 or 3.12 as python3.11, python3.12 or python3, found $$(python3 --version 2>&1 || true)." \
+	      "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; \
+	  fi; \
+	  if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    package=$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	    if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then root=; \
+	    elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then root="sudo -n"; \
+	    else echo "Expected the venv module of $$python, found none. Install it: apt-get install $$package" >&2; exit 1; fi; \
+	    echo "Installing $$package" >&2; \
+	    $$root apt-get install -yqq $$package >&2 || { $$root apt-get update -qq >&2; $$root apt-get install -yqq $$package >&2; }; \
+	  fi; \
+	  "$$python" -m venv --clear $(VENV) >&2; \
+	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) >&2
+	@rm -f $(VENV)/.uv-* && touch $@
+
+$(STAMP): requirements.txt $(BOOT)
+	@sum=$$(sha256sum requirements.txt | cut -d' ' -f1); \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$sum" ]; then \
+	  echo "Installing requirements.txt into $(VENV)" >&2; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.txt >&2; \
+	fi; \
+	echo "$$sum" > $@
+
+$(DEV_STAMP): requirements-dev.txt $(STAMP)
+	@sum=$$(cat requirements.txt requirements-dev.txt | sha256sum | cut -d' ' -f1); \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$sum" ]; then \
+	  echo "Installing requirements-dev.txt into $(VENV)" >&2; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements-dev.txt >&2; \
+	fi; \
+	echo "$$sum" > $@
