@@ -148,7 +148,7 @@ def test_foreign_arrow_types_are_stored_plainly(lake: AnyLake) -> None:
             "partition_date": pa.array([D1, D1], pa.date32()),
             "code": pa.array(["a", "b"]).dictionary_encode(),
             "text": pa.array(["x", None], pa.large_string()),
-            "at": pa.array([dt.datetime(2013, 1, 1, 5)] * 2, pa.timestamp("ns")),
+            "at": pa.array([dt.datetime.combine(D1, dt.time(5))] * 2, pa.timestamp("ns")),
             "small": pa.array([1, 2], pa.uint8()),
         }
     )

@@ -1,7 +1,7 @@
 """Lake tables in Apache Iceberg: PyIceberg with a SQL catalog, data and metadata as objects of the lake bucket.
 
 Commits are a compare-and-swap of one row of the catalog, so they are atomic on any S3. A write is one snapshot:
-new files in, the files of the replaced partitions out. Data files are written once and survive every retry of the commit.
+new files in, the files of the replaced partitions out. Data files are written once, whatever the commit has to retry.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +32,7 @@ from pyiceberg.io import FileIO, InputFile, InputStream, OutputFile, OutputStrea
 from pyiceberg.io.pyarrow import ArrowScan, bin_pack_arrow_table, pyarrow_to_schema, schema_to_pyarrow, write_file
 from pyiceberg.partitioning import PartitionField, PartitionFieldValue, PartitionKey, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import FileScanTask, Table, TableProperties, WriteTask
+from pyiceberg.table import FileScanTask, Table, WriteTask
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.typedef import EMPTY_DICT, Properties
 from sqlalchemy.engine import make_url
@@ -61,6 +61,7 @@ PROPERTIES = {
     "write.parquet.row-group-limit": "131072",
     "write.target-file-size-bytes": str(32 * 2**20),
     "write.metadata.metrics.default": "counts",
+    "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "2",
 }
 ATTEMPTS = 12
@@ -255,10 +256,8 @@ class IcebergLake:
         if not namespace or not name or "." in name:
             raise ValueError(f"lake table: expected namespace.table, found {table!r}")
         with self._errors(table):
-            try:
+            with suppress(NamespaceAlreadyExistsError, IntegrityError):
                 self._catalog.create_namespace(namespace)
-            except (NamespaceAlreadyExistsError, IntegrityError):
-                pass
             fields = _with_ids(schema)
             spec = PartitionSpec(
                 PartitionField(fields.find_field(PARTITION).field_id, 1000, IdentityTransform(), PARTITION)
@@ -279,7 +278,7 @@ class IcebergLake:
         failure: Exception | None = None
         for number in range(ATTEMPTS):
             if number:
-                time.sleep(min(0.05 * 2**number, 2.0) * random.uniform(0.5, 1.5))
+                time.sleep(min(0.05 * 2**number, 2.0) * random.uniform(0.5, 1.5))  # noqa: S311
             fresh = self._table(table)
             if failure is not None and (result := landed(fresh)) is not None:
                 return result
@@ -542,11 +541,9 @@ class IcebergLake:
         try:
             with self._errors(table):
                 transaction = found.transaction()
-                with (
-                    transaction.set_properties({TableProperties.MANIFEST_MERGE_ENABLED: "true"})
-                    .update_snapshot(snapshot_properties={"evergreen.compaction": "manifests"})
-                    .merge_append()
-                ):
+                with transaction.update_snapshot(
+                    snapshot_properties={"evergreen.compaction": "manifests"}
+                ).merge_append():
                     pass
                 transaction.commit_transaction()
         except (CommitFailedException, ValidationException):

@@ -78,7 +78,7 @@ def prepare(table: str, rows: pa.Table, dates: Collection[dt.date]) -> dict[dt.d
 
 
 def cast(table: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`rows` with exactly the columns of `schema`, absent ones null. Raises SchemaMismatch when a value does not fit."""
+    """`rows` with the columns of `schema`, absent ones null. Raises SchemaMismatch for a value that does not fit."""
     columns: list[pa.ChunkedArray] = []
     for field in schema:
         if field.name not in rows.column_names:
