@@ -232,7 +232,9 @@ class Api:
 
 def _names(tasks: list[dict[str, Any]], states: set[str]) -> list[str]:
     return [
-        t["task_id"] if t["map_index"] < 0 else f"{t['task_id']}[{t['map_index']}]" for t in tasks if t["state"] in states
+        t["task_id"] if t["map_index"] < 0 else f"{t['task_id']}[{t['map_index']}]"
+        for t in tasks
+        if t["state"] in states
     ]
 
 

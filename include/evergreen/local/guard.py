@@ -1,6 +1,6 @@
 """Outlives the supervisor by a moment: when its pipe closes without a farewell, it ends what the supervisor left.
 
-    python -m include.evergreen.local.guard STACK_ID < pipe
+python -m include.evergreen.local.guard STACK_ID < pipe
 """
 
 from __future__ import annotations

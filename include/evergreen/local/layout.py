@@ -95,7 +95,9 @@ class Layout:
                 raise SettingsError(f"{variable}: expected a port from 1 to 65535, found {found!r}")
             taken = next((other for other, port in ports.items() if port == int(found)), None)
             if taken:
-                raise SettingsError(f"{variable}: expected a port of its own, found {found}, which is {PORTS[taken][0]}")
+                raise SettingsError(
+                    f"{variable}: expected a port of its own, found {found}, which is {PORTS[taken][0]}"
+                )
             ports[name] = int(found)
         return cls(
             var=Path(env.get("EVERGREEN_VAR") or PROJECT / "var").resolve(),
@@ -178,7 +180,9 @@ class Layout:
         try:
             found = Secrets(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise SettingsError(f"{path}: expected the secrets of this stack, found {error}; `make clean` resets") from error
+            raise SettingsError(
+                f"{path}: expected the secrets of this stack, found {error}; `make clean` resets"
+            ) from error
         if set(found.passwords) != set(ROLES):
             raise SettingsError(f"{path}: passwords: expected {sorted(ROLES)}, found {sorted(found.passwords)}")
         return found

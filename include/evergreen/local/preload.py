@@ -51,7 +51,7 @@ def load() -> dict[str, str]:
     for name in MODULES:
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - a task that needs it reports the error itself
+        except Exception as error:  # a task that needs it reports the error itself
             failed[name] = f"{type(error).__name__}: {error}"
     gc.collect()
     gc.freeze()  # the collector of a fork leaves these pages shared

@@ -1,6 +1,6 @@
 """What must exist before the first task: the MLflow database and the mart's tables. Idempotent.
 
-    python -m include.evergreen.local.prepare mlflow|mart
+python -m include.evergreen.local.prepare mlflow|mart
 """
 
 from __future__ import annotations

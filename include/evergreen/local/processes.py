@@ -48,7 +48,7 @@ def holder(port: int) -> str:
     """`name (pid N)` of the process that listens on the port, or an empty string when that cannot be known."""
     try:
         for found in psutil.net_connections("tcp"):
-            if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
+            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid:
                 return f"{psutil.Process(found.pid).name()} (pid {found.pid})"
     except (psutil.Error, OSError):
         pass

@@ -110,6 +110,7 @@ class Stack:
         self._handlers: dict[int, Any] = {}
         self._started_at = dt.datetime.now(dt.UTC)
         self._stopping = False
+        self._leaving = False
 
     # --- start -------------------------------------------------------------------------------------------------------
 
@@ -123,6 +124,13 @@ class Stack:
         """
         if self.parts:
             return
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
         self.layout.make_folders()
         self._take_lock()
         end_leftovers(self.layout)
@@ -175,6 +183,8 @@ class Stack:
 
     def _run(self, name: str, argv: list[str], extra: dict[str, str] | None = None) -> Part:
         log = self.layout.logs / f"{name}.log"
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
         with log.open("wb") as file:
             process = subprocess.Popen(
                 argv,
@@ -218,9 +228,6 @@ class Stack:
         Raises:
             StackFell: a part ended, or was not ready in time.
         """
-        from include.evergreen.local.api import Api
-        from include.evergreen.orchestration import settings_file
-
         deadline = time.monotonic() + timeout
         for step in self._steps.values():
             self._finish(step, max(1.0, deadline - time.monotonic()))
@@ -232,15 +239,22 @@ class Stack:
             if time.monotonic() > deadline:
                 raise StackFell(late, None, self.layout.logs / f"{late}.log")
             if not loaded and late != "api-server" and late != OBJECT_STORE:
-                settings_file.load(Api.login(self.layout), settings_file.read(environment=self.environment))
+                self._load_settings()
                 loaded = True
             time.sleep(0.1)
         self.check()
         if not loaded:
-            settings_file.load(Api.login(self.layout), settings_file.read(environment=self.environment))
+            self._load_settings()
         # The first call to the task API builds its routes, which takes seconds: no task shall wait for that.
         httpx.get(f"{self.layout.ui_url}/execution/health", timeout=60, trust_env=False)
         self._write_state(ready=True)
+
+    def _load_settings(self) -> None:
+        from include.evergreen.local.api import Api
+        from include.evergreen.orchestration import settings_file
+
+        with Api.login(self.layout) as api:
+            settings_file.load(api, settings_file.read(environment=self.environment))
 
     def _late(self) -> str | None:
         """The first part that does not answer yet. Heartbeats of a former stack do not count."""
@@ -342,19 +356,26 @@ class Stack:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leaving = True
         try:
             self.stop()
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-            self._handlers = {}
+            self._handlers, self._leaving = {}, False
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        if not self._stopping:
+        if not self._leaving:
+            self._leaving = True
             raise SystemExit(128 + number)
 
     def _child_ended(self, number: int, frame: FrameType | None) -> None:
-        self.check()
+        if not self._leaving:
+            try:
+                self.check()
+            except StackFell:
+                self._leaving = True
+                raise
 
 
 def _listens(port: int) -> bool:
@@ -386,7 +407,7 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# --- migrations: done once per version of the library ------------------------------------------------------------------
+# --- migrations: done once per version of the library -----------------------------------------------------------------
 
 
 def _airflow_mark(layout: Layout) -> Path:
@@ -417,7 +438,7 @@ def _record(db: Path, mark: Path) -> None:
     mark.write_text(_revision(db), encoding="utf-8")
 
 
-# --- the background supervisor -----------------------------------------------------------------------------------------
+# --- the background supervisor ----------------------------------------------------------------------------------------
 
 
 def running(layout: Layout) -> dict[str, Any] | None:
@@ -479,7 +500,11 @@ def down(layout: Layout, timeout: float = 60) -> int:
     state = running(layout)
     if state is None:
         found = end_leftovers(layout)
-        print(f"The stack is down; ended {found} processes a killed supervisor had left." if found else "The stack is down.")
+        print(
+            f"The stack is down; ended {found} processes a killed supervisor had left."
+            if found
+            else "The stack is down."
+        )
         return 0
     supervisor = psutil.Process(state["pid"])
     supervisor.terminate()

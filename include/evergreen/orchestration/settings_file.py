@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,10 @@ def read(path: Path = DEFAULT, environment: Mapping[str, str] | None = None) -> 
     file = SettingsFile(
         connections=dict(_connection(path, entry) for entry in airflow.get("connections") or []),
         pools=dict(_pool(path, entry) for entry in airflow.get("pools") or []),
-        variables={_field(path, e, "variable_name"): str(_field(path, e, "variable_value")) for e in airflow.get("variables") or []},
+        variables={
+            _field(path, e, "variable_name"): str(_field(path, e, "variable_value"))
+            for e in airflow.get("variables") or []
+        },
     )
     if environment is None:
         return file
@@ -119,7 +123,9 @@ def _connection(path: Path, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]
         try:
             extra = json.loads(extra)
         except ValueError as error:
-            raise SettingsError(f"{path}: connection {name}: conn_extra: expected a JSON object, found {error}") from error
+            raise SettingsError(
+                f"{path}: connection {name}: conn_extra: expected a JSON object, found {error}"
+            ) from error
     if not isinstance(extra, dict):
         raise SettingsError(f"{path}: connection {name}: conn_extra: expected a JSON object, found {extra!r}")
     return name, {**connection, "extra": extra}
@@ -135,7 +141,8 @@ def _pool(path: Path, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def load(api: Api, file: SettingsFile) -> None:
     """Create or overwrite every connection, pool and variable of a running Airflow. Idempotent. Raises ApiError."""
     connections = [
-        {"connection_id": name, **value, "extra": json.dumps(value["extra"])} for name, value in file.connections.items()
+        {"connection_id": name, **value, "extra": json.dumps(value["extra"])}
+        for name, value in file.connections.items()
     ]
     variables = [{"key": name, "value": value} for name, value in file.variables.items()]
     pools = [{"name": name, **value} for name, value in file.pools.items()]
@@ -169,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--expand", action="store_true", help="replace placeholders by values of this environment")
     arguments = parser.parse_args(argv)
     for path in export(arguments.folder, read(arguments.file, os.environ if arguments.expand else None)):
-        print(path)
+        sys.stdout.write(f"{path}\n")
     return 0
 
 

@@ -1,0 +1,61 @@
+"""Text to declared types. What does not cast is kept as text beside its null, so that a rule can say what it found."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from include.evergreen.features.build import connect
+from include.evergreen.specs import TableSpec
+
+UNCAST = "__not_"
+"""`<column>__not_<type>` holds the text that is not of the column's type; null when it is."""
+
+CASTS = {
+    "string": "{text}",
+    "integer": r"case when regexp_full_match({text}, '[+-]?\d{{1,19}}') then try_cast({text} as bigint) end",
+    "number": "case when isfinite(try_cast({text} as double)) then try_cast({text} as double) end",
+    "boolean": "case when lower({text}) in ('true', 'false', '1', '0') then try_cast({text} as boolean) end",
+    "date": r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}') then try_cast({text} as date) end",
+    "timestamp": "try_cast({text} as timestamptz) at time zone 'UTC'",
+}
+
+
+def uncast(name: str, table: TableSpec) -> str:
+    """Name of the companion column."""
+    return f"{name}{UNCAST}{table.columns[name].type}"
+
+
+def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
+    """Typed columns, derived columns, companions of what did not cast, and the engine's own columns.
+
+    Args:
+        raw: what `deliveries.read` gives.
+
+    Returns:
+        The declared columns in their types, the derived ones, `<column>__not_<type>` (string) for each column that is
+        no string, and `partition_date`, `available_at` (naive UTC), `source_file`, `source_row`, `delivery`, in order of
+        partition, delivery and row.
+    """
+    null = table.null.replace("'", "''")
+    texts, typed, left = [], [], []
+    for name, column in table.columns.items():
+        texts.append(f"""nullif(nullif("{name}", '{null}'), '') as "{name}" """)
+        quoted = f'"{name}"'
+        typed.append(f"{CASTS[column.type].format(text=quoted)} as {quoted}")
+        if column.type != "string":
+            value = CASTS[column.type].format(text=quoted)
+            left.append(f'case when {quoted} is not null and ({value}) is null then {quoted} end as "{uncast(name, table)}"')
+    if table.available.rule == "scheduled":
+        minutes = round(table.available.hours_after * 60)
+        available = f"partition_date::timestamp + to_minutes({minutes})"
+    else:
+        available = "delivered_at"
+    own = f"partition_date, {available} as available_at, source_file, source_row, delivery"
+    derived = "".join(f', ({expression}) as "{name}"' for name, expression in table.derive.items())
+    with connect() as connection:
+        connection.register("raw", raw)
+        return connection.sql(
+            f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, delivery, delivered_at "
+            f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
+            f"select *{derived} from typed order by partition_date, delivery, source_row"
+        ).to_arrow_table()

@@ -1,0 +1,212 @@
+"""Find and read delivered files, strictly: a file that is not exactly what was declared is refused, with the reason."""
+
+from __future__ import annotations
+
+import codecs
+import datetime as dt
+import gzip
+import hashlib
+import io
+import re
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.csv as csv
+
+from include.evergreen.errors import DataError, DeliveryMissing, SchemaMismatch, UnreadableDelivery
+from include.evergreen.lake.ports import ObjectInfo, ObjectStore
+from include.evergreen.specs import TableSpec
+
+MAX_BYTES = 1 << 30
+"""A delivery larger than this once decompressed is refused: no honest daily file is, a decompression bomb is."""
+THREADS = 8
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One delivered file as it is, before anything is believed of its content."""
+
+    date: dt.date
+    key: str
+    etag: str
+    modified: dt.datetime
+    data: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def _prefix(table: TableSpec, day: dt.date) -> str:
+    """The part of a partition's keys before the extension: every object that starts with it is a delivery."""
+    return table.path.replace("{date}", day.isoformat()).split(day.isoformat())[0] + day.isoformat()
+
+
+def find(store: ObjectStore, table: TableSpec, day: dt.date) -> list[ObjectInfo]:
+    """Deliveries of one partition, in key order, which is their order of delivery: the last one wins."""
+    return store.list(_prefix(table, day))
+
+
+def newest_date(store: ObjectStore, table: TableSpec, until: dt.date) -> dt.date | None:
+    """The newest partition date with a delivery, not after `until`; None when there is none."""
+    root = table.path.split("{date}")[0]
+    found = (_DATE.match(info.key[len(root) :]) for info in store.list(root))
+    days = [dt.date.fromisoformat(match.group()) for match in found if match]
+    return max((day for day in days if day <= until), default=None)
+
+
+def fetch(store: ObjectStore, table: TableSpec, days: list[dt.date]) -> list[Delivery]:
+    """Every delivery of the partitions, by date then key.
+
+    Raises:
+        DeliveryMissing: a partition has none; names all of them.
+    """
+
+    def one(item: tuple[dt.date, ObjectInfo]) -> Delivery:
+        day, info = item
+        return Delivery(day, info.key, info.etag, info.modified, store.get(info.key))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        listed = list(pool.map(lambda day: find(store, table, day), days))
+        missing = [day.isoformat() for day, infos in zip(days, listed, strict=True) if not infos]
+        if missing:
+            raise DeliveryMissing(
+                f"{table.name}: expected a file at {table.path} for {', '.join(missing[:5])}"
+                f"{f' and {len(missing) - 5} more dates' if len(missing) > 5 else ''}, found none"
+            )
+        return list(pool.map(one, [(day, info) for day, infos in zip(days, listed, strict=True) for info in infos]))
+
+
+def _decompress(delivery: Delivery) -> bytes:
+    if not delivery.data.startswith(_GZIP):
+        return delivery.data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(delivery.data)) as file:
+            text = file.read(MAX_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnreadableDelivery(f"{delivery.key}: expected a whole gzip file, found: {error}") from error
+    if len(text) > MAX_BYTES:
+        raise UnreadableDelivery(f"{delivery.key}: expected at most {MAX_BYTES:,} bytes once decompressed, found more")
+    return text
+
+
+def _check_text(delivery: Delivery, text: bytes) -> bytes:
+    if text.startswith(codecs.BOM_UTF8):
+        text = text[len(codecs.BOM_UTF8) :]
+    if not text.strip():
+        raise UnreadableDelivery(f"{delivery.key}: expected a header and rows, found an empty file")
+    if b"\x00" in text:
+        line = text[: text.index(b"\x00")].count(b"\n") + 1
+        raise UnreadableDelivery(f"{delivery.key}: expected text, found a zero byte in line {line}")
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = text[: error.start].count(b"\n") + 1
+        raise UnreadableDelivery(
+            f"{delivery.key}: expected UTF-8, found byte 0x{text[error.start]:02x} in line {line}"
+        ) from error
+    return text
+
+
+def _check_header(delivery: Delivery, header: list[str], table: TableSpec) -> None:
+    expected = list(table.columns)
+    if sorted(header) == sorted(expected):
+        return
+    if len(header) == 1 and len(expected) > 1:
+        other = next((d for d in ",;\t|" if d != table.delimiter and d in header[0]), None)
+        hint = f"; is the delimiter {other!r} instead of {table.delimiter!r}?" if other else ""
+        raise SchemaMismatch(f"{delivery.key}: expected the columns {expected}, found the one column {header[0]!r}{hint}")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    raise SchemaMismatch(
+        f"{delivery.key}: expected the columns {expected}; missing {sorted(set(expected) - set(header))}, "
+        f"not expected {sorted(set(header) - set(expected))}{f', twice {twice}' if twice else ''}"
+    )
+
+
+def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
+    """The declared columns as text, in declared order, and `source_row` (1-based data row). Null is text still.
+
+    Raises:
+        UnreadableDelivery: empty, truncated, not UTF-8, ragged, too large. SchemaMismatch: columns differ.
+    """
+    text = _check_text(delivery, _decompress(delivery))
+    end = text.find(b"\n")
+    first = text[: end if end >= 0 else len(text)].decode("utf-8").rstrip("\r")
+    header = [name.strip().strip('"') for name in first.split(table.delimiter)]
+    _check_header(delivery, header, table)
+    try:
+        rows = csv.read_csv(
+            io.BytesIO(text),
+            read_options=csv.ReadOptions(column_names=header, skip_rows=1, use_threads=False),
+            parse_options=csv.ParseOptions(delimiter=table.delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False, check_utf8=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            rows = pa.table({name: pa.array([], pa.string()) for name in header})
+        else:
+            raise UnreadableDelivery(
+                f"{delivery.key}: expected {len(header)} values in every row, found: {error}"
+            ) from error
+    rows = rows.select(list(table.columns))
+    return rows.append_column("source_row", pa.array(range(1, rows.num_rows + 1), pa.int64()))
+
+
+def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[dt.date, str]]:
+    """All readable deliveries as one table of text, and why a partition cannot be read.
+
+    Returns:
+        (rows, stopped): rows with the declared columns as text, `partition_date`, `source_file`, `source_row`,
+        `delivery` (order within the partition) and `delivered_at` (naive UTC); partition date -> reason.
+        One unreadable file stops its whole partition.
+    """
+
+    def one(delivery: Delivery) -> pa.Table | str:
+        try:
+            return parse(delivery, table)
+        except DataError as error:
+            return f"{type(error).__name__}: {error}"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        parsed = list(pool.map(one, deliveries))
+    stopped: dict[dt.date, str] = {}
+    for delivery, result in zip(deliveries, parsed, strict=True):
+        if isinstance(result, str):
+            known = stopped.get(delivery.date)
+            stopped[delivery.date] = f"{known}; {result}" if known else result
+    order: dict[dt.date, int] = {}
+    tables = [empty(table)]
+    for delivery, result in zip(deliveries, parsed, strict=True):
+        order[delivery.date] = order.get(delivery.date, -1) + 1
+        if isinstance(result, str) or delivery.date in stopped:
+            continue
+        size = result.num_rows
+        delivered = delivery.modified.astimezone(dt.UTC).replace(tzinfo=None)
+        for name, value in (
+            ("partition_date", pa.scalar(delivery.date, pa.date32())),
+            ("source_file", pa.scalar(delivery.key, pa.string())),
+            ("delivery", pa.scalar(order[delivery.date], pa.int32())),
+            ("delivered_at", pa.scalar(delivered, pa.timestamp("us"))),
+        ):
+            result = result.append_column(name, pa.repeat(value, size))
+        tables.append(result.select(tables[0].column_names))
+    return pa.concat_tables(tables), stopped
+
+
+def empty(table: TableSpec) -> pa.Table:
+    """The shape of `read`'s rows, without rows."""
+    schema = [
+        *((name, pa.string()) for name in table.columns),
+        ("source_row", pa.int64()),
+        ("partition_date", pa.date32()),
+        ("source_file", pa.string()),
+        ("delivery", pa.int32()),
+        ("delivered_at", pa.timestamp("us")),
+    ]
+    return pa.schema(schema).empty_table()
