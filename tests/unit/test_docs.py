@@ -23,6 +23,7 @@ VERDICT_RUNBOOKS = {"drift-verdict.md", "performance-drop.md", "broken-data.md",
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MAKE = re.compile(r"`make(?: -s)? ([a-z-]+)[^`]*`")
 DAG_ID = re.compile(r"\b((?:ingest|score|monitor|train|request)__[a-z][a-z0-9_]*)")
+QUERY = re.compile(r"^```sql\n(select.*?|--.*?)^```|`(select [^`]+)`", re.MULTILINE | re.DOTALL)
 FENCED_YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HYPOTHETICAL = {"shop", "parcel_missed"}
 """The source and the model that the ML engineer's guide invents."""
@@ -189,6 +190,47 @@ def test_the_guide_names_every_field(spec: type[specs.Spec]) -> None:
     guide = text(PROJECT / "docs/ml-engineer.md")
     given = {"name", "description", "owner", "source", "start_date", "end_date", "sql"}
     assert [field for field in spec.model_fields if field not in given and f"`{field}`" not in guide] == []
+
+
+def queries() -> list[tuple[str, str]]:
+    """(document, statement) of every SQL query on the mart that the documents show."""
+    found = []
+    for path in DOCUMENTS:
+        for block, inline in QUERY.findall(text(path)):
+            if "from entities" in block:
+                continue  # a feature query: another test runs it
+            statements = (block or inline).replace("<model>", "flight_delay").replace("parcel_missed", "flight_delay")
+            found += [(path.name, part.strip()) for part in statements.split(";") if part.strip()]
+    return found
+
+
+def test_the_documents_queries_run(tmp_path: Path) -> None:
+    import sqlalchemy as sa
+
+    from include.evergreen.mart.store import Mart
+
+    mart = Mart(f"sqlite:///{tmp_path}/mart.db")
+    mart.create()
+    mart.ensure_model(specs.models()["flight_delay"], specs.sources()["nyc_flights"])
+    names = [name for name, _ in queries()]
+    assert {"README.md", "analyst.md", "on-call.md", "drift-verdict.md", "ml-engineer.md"} <= set(names)
+    with mart.engine.connect() as connection:
+        for name, statement in queries():
+            try:
+                connection.execute(sa.text(statement)).all()
+            except sa.exc.DBAPIError as error:
+                raise AssertionError(f"{name}: {statement}") from error
+
+
+def test_the_cluster_lock_agrees_with_the_main_one() -> None:
+    pins = [
+        dict(re.findall(r"^([a-z0-9.-]+)==([^ \n]+)", text(PROJECT / name), re.MULTILINE))
+        for name in ("requirements.txt", "requirements-cluster.txt")
+    ]
+    main, cluster = pins
+    shared = set(main) & set(cluster)
+    assert "apache-airflow-core" in shared
+    assert {name: cluster[name] for name in shared} == {name: main[name] for name in shared}
 
 
 def test_compose_and_its_example_name_the_same_variables() -> None:

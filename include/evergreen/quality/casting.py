@@ -44,7 +44,9 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
         typed.append(f"{CASTS[column.type].format(text=quoted)} as {quoted}")
         if column.type != "string":
             value = CASTS[column.type].format(text=quoted)
-            left.append(f'case when {quoted} is not null and ({value}) is null then {quoted} end as "{uncast(name, table)}"')
+            left.append(
+                f'case when {quoted} is not null and ({value}) is null then {quoted} end as "{uncast(name, table)}"'
+            )
     if table.available.rule == "scheduled":
         minutes = round(table.available.hours_after * 60)
         available = f"partition_date::timestamp + to_minutes({minutes})"

@@ -119,7 +119,9 @@ def _check_header(delivery: Delivery, header: list[str], table: TableSpec) -> No
     if len(header) == 1 and len(expected) > 1:
         other = next((d for d in ",;\t|" if d != table.delimiter and d in header[0]), None)
         hint = f"; is the delimiter {other!r} instead of {table.delimiter!r}?" if other else ""
-        raise SchemaMismatch(f"{delivery.key}: expected the columns {expected}, found the one column {header[0]!r}{hint}")
+        raise SchemaMismatch(
+            f"{delivery.key}: expected the columns {expected}, found the one column {header[0]!r}{hint}"
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     raise SchemaMismatch(
         f"{delivery.key}: expected the columns {expected}; missing {sorted(set(expected) - set(header))}, "

@@ -27,7 +27,13 @@ from include.evergreen.quality.casting import UNCAST, uncast
 from include.evergreen.specs import Expectation, TableSpec
 
 ROW = "__row"
-ROW_RULES = ("expect_column_values_", "expect_column_pair_values_", "expect_multicolumn_", "expect_compound_", "expect_select_")
+ROW_RULES = (
+    "expect_column_values_",
+    "expect_column_pair_values_",
+    "expect_multicolumn_",
+    "expect_compound_",
+    "expect_select_",
+)
 EXAMPLES = 5
 FEW = 3
 """Recent partitions it takes to speak of a usual row count."""
@@ -138,7 +144,9 @@ def _words(kind: str, args: Mapping[str, Any]) -> str:
         case "expect_column_values_to_be_in_set":
             return f"{column}: expected one of {args['value_set']}"
         case "expect_column_values_to_be_between":
-            return f"{column}: expected {'' if low is None else f'{low} <= '}value{'' if high is None else f' <= {high}'}"
+            return (
+                f"{column}: expected {'' if low is None else f'{low} <= '}value{'' if high is None else f' <= {high}'}"
+            )
         case "expect_column_values_to_match_regex":
             return f"{column}: expected to match {args['regex']}"
         case "expect_column_pair_values_a_to_be_greater_than_b":
@@ -297,12 +305,22 @@ def _partitions(
     """Judge one summary row per partition."""
     summary = _summary(rows, table, bad, recent, days)
     rules = [
-        Rule("expect_column_pair_values_a_to_be_greater_than_b", {"column_A": a, "column_B": b, "or_equal": True}, said=s)
+        Rule(
+            "expect_column_pair_values_a_to_be_greater_than_b", {"column_A": a, "column_B": b, "or_equal": True}, said=s
+        )
         for a, b, s in (
             ("rows", "min_rows", "rows: expected at least {min_rows:g}{usual}, found {rows:g}"),
             ("max_rows", "rows", "rows: expected at most {max_rows:g}{usual}, found {rows:g}"),
-            ("max_bad", "bad_share", "bad rows: expected at most {max_bad:.1%}, found {bad_share:.1%} ({bad:g}): {why}"),
-            ("newest_hours", "min_hours", "{fresh}: expected to reach {min_hours:g} h of the day, found {newest_hours:.1f} h"),
+            (
+                "max_bad",
+                "bad_share",
+                "bad rows: expected at most {max_bad:.1%}, found {bad_share:.1%} ({bad:g}): {why}",
+            ),
+            (
+                "newest_hours",
+                "min_hours",
+                "{fresh}: expected to reach {min_hours:g} h of the day, found {newest_hours:.1f} h",
+            ),
         )
     ]
     rules = [
@@ -452,7 +470,14 @@ def page(doc: Mapping[str, Any]) -> bytes:
         table(
             ["rule", "arguments", "severity", "count", "examples", "because"],
             [
-                (e["type"], json.dumps(e["args"], default=str), e["severity"], e["unexpected"], " | ".join(e["examples"]), e["because"])
+                (
+                    e["type"],
+                    json.dumps(e["args"], default=str),
+                    e["severity"],
+                    e["unexpected"],
+                    " | ".join(e["examples"]),
+                    e["because"],
+                )
                 for e in broken
             ],
         ),
