@@ -189,5 +189,6 @@ def test_however_the_supervisor_ends_no_process_is_left(env: dict[str, str], lay
         assert "killed supervisor had left" in local(env, "down").stdout
     while alive(family) and time.monotonic() < deadline:
         time.sleep(0.1)
+    supervisor.stdout.close()
     assert alive(family) == []
     assert processes.of_stack(state["id"]) == []

@@ -458,10 +458,10 @@ class Mart:
         return batch["status"] == "published" or batch["snapshot_id"] is not None
 
     def recent_counts(self, table: str, before: dt.date, n: int) -> list[int]:
-        """Rows in of the last `n` published partitions before a date, newest first."""
+        """Rows without duplicates of the last `n` published partitions before a date, newest first."""
         c = ingest_batches.c
         published = sa.or_(c.status == "published", c.snapshot_id.is_not(None))
-        query = sa.select(c.rows_in).where(c.table_name == table, c.partition_date < before, published)
+        query = sa.select(c.trusted + c.quarantined).where(c.table_name == table, c.partition_date < before, published)
         with self._reading() as connection:
             return list(connection.scalars(query.order_by(c.partition_date.desc()).limit(n)))
 

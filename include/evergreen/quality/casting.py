@@ -16,7 +16,10 @@ CASTS = {
     "number": "case when isfinite(try_cast({text} as double)) then try_cast({text} as double) end",
     "boolean": "case when lower({text}) in ('true', 'false', '1', '0') then try_cast({text} as boolean) end",
     "date": r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}') then try_cast({text} as date) end",
-    "timestamp": "try_cast({text} as timestamptz) at time zone 'UTC'",
+    "timestamp": (
+        r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}.*') "
+        "then try_cast({text} as timestamptz) at time zone 'UTC' end"
+    ),
 }
 
 
@@ -33,8 +36,8 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
 
     Returns:
         The declared columns in their types, the derived ones, `<column>__not_<type>` (string) for each column that is
-        no string, and `partition_date`, `available_at` (naive UTC), `source_file`, `source_row`, `delivery`, in order of
-        partition, delivery and row.
+        no string, and `partition_date`, `available_at` (naive UTC), `source_file`, `source_row`, `delivery`, in order
+        of partition, delivery and row.
     """
     null = table.null.replace("'", "''")
     texts, typed, left = [], [], []
@@ -53,11 +56,11 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
     else:
         available = "delivered_at"
     own = f"partition_date, {available} as available_at, source_file, source_row, delivery"
-    derived = "".join(f', ({expression}) as "{name}"' for name, expression in table.derive.items())
+    derived = "".join(f', try({expression}) as "{name}"' for name, expression in table.derive.items())
     with connect() as connection:
         connection.register("raw", raw)
         return connection.sql(
-            f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, delivery, delivered_at "
-            f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
+            f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, delivery, delivered_at"
+            f" from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
             f"select *{derived} from typed order by partition_date, delivery, source_row"
         ).to_arrow_table()

@@ -47,8 +47,9 @@ def _prefix(table: TableSpec, day: dt.date) -> str:
 
 
 def find(store: ObjectStore, table: TableSpec, day: dt.date) -> list[ObjectInfo]:
-    """Deliveries of one partition, in key order, which is their order of delivery: the last one wins."""
-    return store.list(_prefix(table, day))
+    """Deliveries of one partition in their order, the last one wins: by key without its extensions, so that
+    `2013-07-01-2.csv.gz` comes after `2013-07-01.csv.gz`."""
+    return sorted(store.list(_prefix(table, day)), key=lambda info: (info.key.split(".")[0], info.key))
 
 
 def newest_date(store: ObjectStore, table: TableSpec, until: dt.date) -> dt.date | None:

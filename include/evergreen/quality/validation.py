@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from include.evergreen.errors import SpecError
 from include.evergreen.lake.ports import PARTITION
+from include.evergreen.quality.accounting import winners
 from include.evergreen.quality.casting import UNCAST, uncast
 from include.evergreen.specs import Expectation, TableSpec
 
@@ -368,19 +369,22 @@ def _summary(
     days: Sequence[dt.date],
 ) -> pd.DataFrame:
     frame = pd.DataFrame({"day": rows[PARTITION].to_pylist()})
+    # a file delivered twice does not make a day twice as large
+    frame["counted"] = winners(rows, table.key).to_numpy(zero_copy_only=False)
     frame["bad"] = False
     frame.loc[list(bad), "bad"] = True
     if table.freshness:
         newest = pc.subtract(rows[table.freshness.column], rows[PARTITION].cast(pa.timestamp("us")))
         frame["hours"] = newest.cast(pa.int64()).to_numpy(zero_copy_only=False) / 3.6e9
     grouped = frame.groupby("day")
-    by_day = {day: group for day, group in grouped}
+    by_day = dict(list(grouped))
     facts = []
     bounds = table.row_count
     history: list[int] = []
     for day in sorted({*days, *by_day}):
         group = by_day.get(day)
-        size = 0 if group is None else len(group)
+        delivered = 0 if group is None else len(group)
+        size = 0 if group is None else int(group["counted"].sum())
         usual = [*reversed(history), *recent.get(day, ())][: bounds.recent_partitions]
         median = statistics.median(usual) if len(usual) >= FEW else None
         low = max(bounds.min, (median or 0) * (bounds.min_ratio or 0))
@@ -394,7 +398,7 @@ def _summary(
                 "max_rows": min((float(h) for h in highs if h is not None), default=np.nan),
                 "usual": f" (usual: {median:g})" if median is not None else "",
                 "bad": number,
-                "bad_share": number / size if size else np.nan,
+                "bad_share": number / delivered if delivered else np.nan,
                 "max_bad": table.max_bad_share,
                 "why": _commonest(rows, bad, day) if number else "",
                 "fresh": table.freshness.column if table.freshness else "",
