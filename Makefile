@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 export PYTHONPATH := $(CURDIR)
 STACK := $(BIN)/python -m include.evergreen.local
 
-.PHONY: help install install-dev check format test demo up down status clean lock
+.PHONY: help install install-dev check format test demo up down status sql clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ down: $(STAMP) ## End the stack
 
 status: ## State of the stack and of the loop, as JSON
 	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; exec "$$python" -m include.evergreen.local status
+
+sql: $(STAMP) ## One query on the analysts' views, read only: make sql Q="select * from flight_delay_current limit 5"
+	@$(STACK) sql "$(Q)"
 
 clean: $(STAMP) ## End the stack and delete all its data (var/); keeps .venv
 	@$(STACK) clean

@@ -21,7 +21,7 @@ ADR_HEADINGS = ["Context", "Decision", "Consequences", "Alternatives"]
 VERDICT_RUNBOOKS = {"drift-verdict.md", "performance-drop.md", "broken-data.md", "stack-part-fell.md"}
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-MAKE = re.compile(r"`make(?: -s)? ([a-z-]+)[^`]*`")
+MAKE = re.compile(r"(?:`|^)make(?: -s)? ([a-z-]+)", re.MULTILINE)
 DAG_ID = re.compile(r"\b((?:ingest|score|monitor|train|request)__[a-z][a-z0-9_]*)")
 QUERY = re.compile(r"^```sql\n(select.*?|--.*?)^```|`(select [^`]+)`", re.MULTILINE | re.DOTALL)
 FENCED_YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -166,7 +166,7 @@ def test_the_guides_features_run_and_see_no_future() -> None:
     lake = MemoryLake()
     for name, extra in (
         ("parcels", {"depot": [depot for *_, depot in rows], "weight": [float(parcel) for _, parcel, _ in rows]}),
-        ("deliveries", {"missed": [(day.day + parcel) % 3 == 0 for day, parcel, _ in rows]}),
+        ("deliveries", {"missed": [day.day * (parcel + 1) % 5 == 0 for day, parcel, _ in rows]}),
     ):
         midnight = [dt.datetime.combine(day, dt.time()) for day, *_ in rows]
         common = {

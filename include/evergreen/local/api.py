@@ -220,6 +220,16 @@ class Api:
     def backfill_state(self, backfill_id: int) -> dict[str, Any]:
         return dict(self.request("GET", f"/backfills/{backfill_id}"))
 
+    def open_backfill(self, dag_id: str) -> int | None:
+        """The backfill of a DAG that has not ended, None when there is none."""
+        found = self._pages("/backfills", "backfills", {"dag_id": dag_id})
+        return next((int(backfill["id"]) for backfill in found if not backfill["completed_at"]), None)
+
+    def hold_backfill(self, backfill_id: int, hold: bool) -> None:
+        """Let a backfill start no further run, or let it go on. A run that has started is not touched."""
+        if bool(self.backfill_state(backfill_id)["is_paused"]) != hold:
+            self.request("PUT", f"/backfills/{backfill_id}/{'pause' if hold else 'unpause'}")
+
     def wait_backfill(self, backfill_id: int, timeout: float = 300) -> dict[str, Any]:
         """The backfill once it has ended. Raises Unavailable after `timeout` seconds."""
         deadline = time.monotonic() + timeout
