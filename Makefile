@@ -54,6 +54,7 @@ clean: $(STAMP) ## End the stack and delete all its data (var/); keeps .venv
 lock: $(BOOT) ## Compile both lock files from the .in files
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.11 -o requirements.txt requirements.in
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.11 -o requirements-dev.txt requirements-dev.in
+	$(BIN)/uv pip compile --quiet --upgrade --no-header --python-version 3.11 -c requirements.txt -o requirements-cluster.txt requirements-cluster.in
 
 # The stamps hold the checksum of the lock that was installed: a touched file costs nothing, a changed one an install.
 
@@ -78,7 +79,7 @@ $(BOOT):
 	  fi; \
 	  "$$python" -m venv --clear $(VENV) >&2; \
 	fi
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q >&2
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION) >&2
 	@rm -f $(VENV)/.uv-* && touch $@
 

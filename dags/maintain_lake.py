@@ -20,10 +20,10 @@ from dataclasses import asdict
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
-from include.evergreen.pipeline.maintenance import maintain_lake
 
 from include.evergreen.orchestration import defaults, runs
 from include.evergreen.orchestration.connections import platform
+from include.evergreen.pipeline.maintenance import maintain_lake
 
 
 @task

@@ -57,7 +57,7 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
         start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=2),
-        default_args=defaults.default_args(model.owner),
+        default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
         tags=["monitor", model.name],
         params={
             "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key")

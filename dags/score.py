@@ -52,7 +52,7 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
         start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
         max_active_runs=4,
         dagrun_timeout=dt.timedelta(hours=2),
-        default_args=defaults.default_args(model.owner),
+        default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
         tags=["score", model.name],
         params={
             "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key")

@@ -152,6 +152,13 @@ class SourceSpec(Spec):
             return {**data, "tables": tables}
         return data
 
+    @model_validator(mode="after")
+    def _coherent(self) -> SourceSpec:
+        renamed = {key: table.name for key, table in self.tables.items() if table.name != key}
+        if renamed:
+            raise ValueError(f"tables: expected no name but the key's, found {renamed}")
+        return self
+
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
@@ -185,6 +192,12 @@ class Feature(Spec):
     type: Literal["number", "category"] = "number"
     description: str = ""
     drift: Drift | None = Drift()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Feature:
+        if self.type == "category" and self.drift is not None and self.drift.method == "wasserstein":
+            raise ValueError("drift.method: wasserstein is for numbers; expected jensenshannon or psi for a category")
+        return self
 
 
 class Training(Spec):
@@ -317,12 +330,24 @@ def _explain(path: Path, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _read(path: Path) -> dict[str, Any]:
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Every task process reads every spec: the C loader is five times as fast."""
+
+
+def _text(path: Path) -> str:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path}: expected a readable file, found {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: expected UTF-8, found {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    try:
+        data = yaml.load(text, LOADER)  # noqa: S506 - a safe loader, in C where there is one
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2013-13-01
         raise SpecError(f"{path}: expected YAML, found {error}") from error
     if not isinstance(data, dict):
         raise SpecError(f"{path}: expected a mapping, found {type(data).__name__}")
@@ -347,7 +372,7 @@ def load_model(path: Path) -> ModelSpec:
     if not sql.is_file():
         raise SpecError(f"{sql}: expected the model's feature query, found no file")
     try:
-        spec = ModelSpec.model_validate({**data, "sql": sql.read_text(encoding="utf-8")})
+        spec = ModelSpec.model_validate({**data, "sql": _text(sql)})
     except ValidationError as error:
         raise SpecError(_explain(path, error)) from error
     if spec.name != path.parent.name:
@@ -362,7 +387,8 @@ def sources(root: Path = PROJECT) -> dict[str, SourceSpec]:
     for spec in found.values():
         for table in spec.tables:
             if owner.setdefault(table, spec.name) != spec.name:
-                raise SpecError(f"table {table!r}: expected one source, found {owner[table]!r} and {spec.name!r}")
+                path = root / "include/sources" / spec.name / "source.yaml"
+                raise SpecError(f"{path}: tables.{table}: expected a name of its own, found it in {owner[table]!r} too")
     return found
 
 
@@ -371,13 +397,16 @@ def models(root: Path = PROJECT) -> dict[str, ModelSpec]:
     known = sources(root)
     found = {spec.name: spec for spec in map(load_model, sorted(root.glob("include/models/*/model.yaml")))}
     for spec in found.values():
+        path = root / "include/models" / spec.name / "model.yaml"
         if spec.source not in known:
-            raise SpecError(f"model {spec.name}: source: expected one of {sorted(known)}, found {spec.source!r}")
+            raise SpecError(f"{path}: source: expected one of {sorted(known)}, found {spec.source!r}")
         tables = known[spec.source].tables
-        for field, table in (("entity", spec.entity.table), ("label", spec.label.table)):
+        named = [("entity.table", spec.entity.table), ("label.table", spec.label.table)]
+        for field, table in [*named, *(("reference_tables", table) for table in spec.reference_tables)]:
             if table not in tables:
-                raise SpecError(f"model {spec.name}: {field}.table: expected one of {sorted(tables)}, found {table!r}")
-        unknown = set(spec.entity.key) - set(tables[spec.entity.table].columns)
-        if unknown:
-            raise SpecError(f"model {spec.name}: entity.key: no such columns in {spec.entity.table}: {sorted(unknown)}")
+                raise SpecError(f"{path}: {field}: expected one of {sorted(tables)}, found {table!r}")
+        for _, table in named:
+            unknown = sorted(set(spec.entity.key) - set(tables[table].columns))
+            if unknown:
+                raise SpecError(f"{path}: entity.key: expected columns of {table}, found {unknown}")
     return found

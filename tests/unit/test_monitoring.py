@@ -131,7 +131,7 @@ def test_performance_counts_only_what_was_known_at_the_as_of_date(platform: Plat
     assert (seen["matured_rows"], seen["scored_rows"]) == (240, 300)
     assert platform.mart.monitorings("late_order")[0]["performance"]["coverage"] == 0.8
     assert seen["auc"] > 0.6
-    assert seen["reference_auc"] == bundle().facts["metrics"]["holdout"]["auc"]
+    assert seen["reference_auc"] == bundle().facts["metrics"]["reference"]["auc"]
 
     from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 

@@ -34,6 +34,7 @@ RUNBOOKS = {
 }
 
 POOL_INGEST = "ingest"
+POOL_SCORING = "scoring"
 POOL_TRAINING = "training"
 
 

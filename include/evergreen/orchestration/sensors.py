@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from include.evergreen.errors import DeliveryMissing
+from include.evergreen.errors import DeliveryMissing, Unavailable
+
+GRACE = dt.timedelta(minutes=10)
+"""Past the wait: only then does Airflow itself give a silent trigger up."""
 
 
 def _arrived(source: str, table: str, dates: list[str]) -> bool:
@@ -22,22 +26,43 @@ def _arrived(source: str, table: str, dates: list[str]) -> bool:
 
 
 class DeliveryTrigger(BaseTrigger):
-    """Fires once every partition of `dates` has a delivery."""
+    """Fires `arrived` once the partitions have their delivery, or `timeout` at `until` (seconds since the epoch).
 
-    def __init__(self, source: str, table: str, dates: list[str], poke_seconds: float) -> None:
+    An object store that does not answer is asked again; it fails the wait only when it is still silent at `until`.
+    """
+
+    def __init__(
+        self, source: str, table: str, dates: list[str], poke_seconds: float, until: float | None = None
+    ) -> None:
         super().__init__()
         self.source, self.table, self.dates, self.poke_seconds = source, table, dates, poke_seconds
+        self.until = until
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return (
-            f"{type(self).__module__}.{type(self).__name__}",
-            {"source": self.source, "table": self.table, "dates": self.dates, "poke_seconds": self.poke_seconds},
-        )
+        names = ("source", "table", "dates", "poke_seconds", "until")
+        return f"{type(self).__module__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
+
+    def arrived(self) -> bool:
+        """Whether the delivery is there. Raises Unavailable."""
+        return _arrived(self.source, self.table, self.dates)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        while not await asyncio.to_thread(_arrived, self.source, self.table, self.dates):
-            await asyncio.sleep(self.poke_seconds)
-        yield TriggerEvent("arrived")
+        while True:
+            silent = None
+            try:
+                if await asyncio.to_thread(self.arrived):
+                    yield TriggerEvent("arrived")
+                    return
+            except Unavailable as error:
+                silent = error
+                self.log.warning("cannot look for %s yet: %s", self.table, error)
+            left = self.poke_seconds if self.until is None else min(self.poke_seconds, self.until - time.time())
+            if left <= 0:
+                if silent:
+                    raise silent
+                yield TriggerEvent("timeout")
+                return
+            await asyncio.sleep(left)
 
 
 class DeliverySensor(BaseSensorOperator):
@@ -72,11 +97,13 @@ class DeliverySensor(BaseSensorOperator):
         wanted = [day.isoformat() for day in dates]
         if not _arrived(self.source, self.table, wanted):
             self.log.info("waiting up to %s minutes for %s of %s", self.wait_minutes, self.table, wanted[-1])
+            wait = dt.timedelta(minutes=self.wait_minutes)
+            until = time.time() + wait.total_seconds()
             self.defer(
-                trigger=DeliveryTrigger(self.source, self.table, wanted, self.poke_seconds),
+                trigger=DeliveryTrigger(self.source, self.table, wanted, self.poke_seconds, until),
                 method_name="resume",
                 kwargs={"dates": wanted},
-                timeout=dt.timedelta(minutes=self.wait_minutes),
+                timeout=wait + GRACE,  # a timeout of Airflow's own would not say what is missing
             )
         return wanted
 

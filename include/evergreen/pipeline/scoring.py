@@ -6,9 +6,6 @@ import datetime as dt
 import re
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from include.evergreen.errors import NotEnoughData, NotFound, OutputInvalid
 from include.evergreen.lake.ports import PARTITION
 from include.evergreen.platform import Platform
@@ -52,6 +49,8 @@ def predict(
     Raises:
         NotFound: no champion, version or table. NotEnoughData: no entity. OutputInvalid: see `contract.check`.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from include.evergreen.features.build import features
@@ -96,6 +95,7 @@ def publish(
     Raises:
         NotFound: nothing staged. OutputInvalid: the staged rows are not those of the partition.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from include.evergreen.scoring.contract import check

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from include.evergreen.decisions import Decision
-from include.evergreen.errors import NotEnoughData
+from include.evergreen.errors import NotEnoughData, Refused
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
 
@@ -217,8 +217,10 @@ def promote(
     """Make an accepted version champion: the ledger first, then the mart's history, then the alias.
 
     It is in force for as-of dates after the one it was trained as of (that one is already scored), and for that one
-    too when it is the first champion. Returns {version, effective_from}.
+    too when it is the first champion. Returns {version, effective_from}. Raises Refused: the gate said no.
     """
+    if not decided["accepted"]:
+        raise Refused(f"{spec.name} version {registered['version']}: {'; '.join(decided['reasons'])}")
     version = registered["version"]
     evidence = decided["evidence"]
     former = platform.mart.champion_at(spec.name, as_of)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from include.evergreen.errors import AccountingError
 from include.evergreen.features.build import connect
 from include.evergreen.lake.ports import PARTITION
+from include.evergreen.quality.deliveries import ORDER
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Count:
 def winners(rows: pa.Table, key: tuple[str, ...]) -> pa.Array:
     """A mask, shape (rows,), that is true for the one row of each partition and key that wins. A null is a value."""
     names = ", ".join(f'"{name}"' for name in (PARTITION, *key))
-    numbered = rows.select(list(dict.fromkeys([PARTITION, *key, "delivery", "source_row"])))
+    numbered = rows.select(list(dict.fromkeys([PARTITION, *key, ORDER, "source_row"])))
     numbered = numbered.append_column("__at", pa.array(range(rows.num_rows), pa.int64()))
     with connect() as connection:
         connection.register("rows", numbered)
         won = connection.sql(
             f"select __at from rows qualify row_number() over "
-            f"(partition by {names} order by delivery desc, source_row desc, __at desc) = 1"
+            f"(partition by {names} order by {ORDER} desc, source_row desc, __at desc) = 1"
         ).to_arrow_table()
     return pc.is_in(numbered["__at"].combine_chunks(), won["__at"].combine_chunks())
 

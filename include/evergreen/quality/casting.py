@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from include.evergreen.errors import SpecError
 from include.evergreen.features.build import connect
+from include.evergreen.quality.deliveries import DELIVERED, ORDER
 from include.evergreen.specs import TableSpec
 
 UNCAST = "__not_"
@@ -13,7 +17,10 @@ UNCAST = "__not_"
 CASTS = {
     "string": "{text}",
     "integer": r"case when regexp_full_match({text}, '[+-]?\d{{1,19}}') then try_cast({text} as bigint) end",
-    "number": "case when isfinite(try_cast({text} as double)) then try_cast({text} as double) end",
+    "number": (
+        r"case when regexp_full_match({text}, '[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?') "
+        "and isfinite(try_cast({text} as double)) then try_cast({text} as double) end"
+    ),
     "boolean": "case when lower({text}) in ('true', 'false', '1', '0') then try_cast({text} as boolean) end",
     "date": r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}') then try_cast({text} as date) end",
     "timestamp": (
@@ -36,8 +43,11 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
 
     Returns:
         The declared columns in their types, the derived ones, `<column>__not_<type>` (string) for each column that is
-        no string, and `partition_date`, `available_at` (naive UTC), `source_file`, `source_row`, `delivery`, in order
-        of partition, delivery and row.
+        no string, and `partition_date`, `available_at` (naive UTC), `source_file`, `source_row`, `__delivery`, in
+        order of partition, delivery and row. A derived value that cannot be computed, infinity and NaN are null.
+
+    Raises:
+        SpecError: a derived column that DuckDB does not understand.
     """
     null = table.null.replace("'", "''")
     texts, typed, left = [], [], []
@@ -54,13 +64,24 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
         minutes = round(table.available.hours_after * 60)
         available = f"partition_date::timestamp + to_minutes({minutes})"
     else:
-        available = "delivered_at"
-    own = f"partition_date, {available} as available_at, source_file, source_row, delivery"
+        available = DELIVERED
+    own = f"partition_date, {available} as available_at, source_file, source_row, {ORDER}"
     derived = "".join(f', try({expression}) as "{name}"' for name, expression in table.derive.items())
+    query = (
+        f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} from raw)"
+        f", typed as (select {', '.join([*typed, *left])}, {own} from texts) "
+        f"select *{derived} from typed order by partition_date, {ORDER}, source_row"
+    )
     with connect() as connection:
         connection.register("raw", raw)
-        return connection.sql(
-            f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, delivery, delivered_at"
-            f" from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
-            f"select *{derived} from typed order by partition_date, delivery, source_row"
-        ).to_arrow_table()
+        try:
+            rows = connection.sql(query).to_arrow_table()
+        except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:
+            raise SpecError(
+                f"{table.name}: derive: expected DuckDB expressions over its columns, found {table.derive}: {error}"
+            ) from error
+    for name in table.derive:
+        if pa.types.is_floating(rows[name].type):
+            finite = pc.if_else(pc.is_finite(rows[name]), rows[name], pa.scalar(None, rows[name].type))
+            rows = rows.set_column(rows.column_names.index(name), name, finite)
+    return rows

@@ -9,6 +9,8 @@ import hashlib
 import io
 import re
 import zlib
+from csv import Error as CsvError
+from csv import reader as csv_reader
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,7 +24,9 @@ from include.evergreen.specs import TableSpec
 MAX_BYTES = 1 << 30
 """A delivery larger than this once decompressed is refused: no honest daily file is, a decompression bomb is."""
 THREADS = 8
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+ORDER, DELIVERED = "__delivery", "__delivered_at"
+"""Columns of staged rows beside the declared ones; no declared name starts with an underscore."""
+_RAGGED = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+): (.*)", re.DOTALL)
 _GZIP = b"\x1f\x8b"
 
 
@@ -41,22 +45,41 @@ class Delivery:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def _prefix(table: TableSpec, day: dt.date) -> str:
+def _stem(key: str) -> str:
+    """A key without the extension of its file."""
+    folder, slash, name = key.rpartition("/")
+    return f"{folder}{slash}{name.split('.')[0]}"
+
+
+def prefix(table: TableSpec, day: dt.date) -> str:
     """The part of a partition's keys before the extension: every object that starts with it is a delivery."""
-    return table.path.replace("{date}", day.isoformat()).split(day.isoformat())[0] + day.isoformat()
+    return _stem(table.path.replace("{date}", day.isoformat()))
 
 
 def find(store: ObjectStore, table: TableSpec, day: dt.date) -> list[ObjectInfo]:
     """Deliveries of one partition in their order, the last one wins: by key without its extensions, so that
     `2013-07-01-2.csv.gz` comes after `2013-07-01.csv.gz`."""
-    return sorted(store.list(_prefix(table, day)), key=lambda info: (info.key.split(".")[0], info.key))
+    return sorted(store.list(prefix(table, day)), key=lambda info: (_stem(info.key), info.key))
+
+
+def dated(store: ObjectStore, table: TableSpec, under: str) -> list[tuple[dt.date, ObjectInfo]]:
+    """(partition date, delivery) of every delivery whose key starts with `under`; keys without a date are passed over."""
+    head, *rest = (re.escape(part) for part in _stem(table.path).split("{date}"))
+    day = r"(?P<day>\d{4}-\d{2}-\d{2})"
+    pattern = re.compile(head + day + r"(?P=day)".join(rest))
+    found = []
+    for info in store.list(under):
+        if match := pattern.match(info.key):
+            try:
+                found.append((dt.date.fromisoformat(match["day"]), info))
+            except ValueError:
+                continue
+    return found
 
 
 def newest_date(store: ObjectStore, table: TableSpec, until: dt.date) -> dt.date | None:
     """The newest partition date with a delivery, not after `until`; None when there is none."""
-    root = table.path.split("{date}")[0]
-    found = (_DATE.match(info.key[len(root) :]) for info in store.list(root))
-    days = [dt.date.fromisoformat(match.group()) for match in found if match]
+    days = [day for day, _ in dated(store, table, table.path.split("{date}")[0])]
     return max((day for day in days if day <= until), default=None)
 
 
@@ -83,13 +106,13 @@ def fetch(store: ObjectStore, table: TableSpec, days: list[dt.date]) -> list[Del
 
 
 def _decompress(delivery: Delivery) -> bytes:
-    if not delivery.data.startswith(_GZIP):
-        return delivery.data
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(delivery.data)) as file:
-            text = file.read(MAX_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UnreadableDelivery(f"{delivery.key}: expected a whole gzip file, found: {error}") from error
+    text = delivery.data
+    if text.startswith(_GZIP):
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(text)) as file:
+                text = file.read(MAX_BYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UnreadableDelivery(f"{delivery.key}: expected a whole gzip file, found: {error}") from error
     if len(text) > MAX_BYTES:
         raise UnreadableDelivery(f"{delivery.key}: expected at most {MAX_BYTES:,} bytes once decompressed, found more")
     return text
@@ -130,6 +153,31 @@ def _check_header(delivery: Delivery, header: list[str], table: TableSpec) -> No
     )
 
 
+def _check_quotes(delivery: Delivery, text: bytes, delimiter: str) -> None:
+    """Arrow takes what follows an unclosed quote for one value and loses the rows in it: such a file is refused."""
+    if b'"' not in text:
+        return
+    rows = csv_reader(io.StringIO(text.decode("utf-8"), newline=""), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for _ in rows:
+            start = rows.line_num + 1
+    except CsvError as error:
+        raise UnreadableDelivery(
+            f"{delivery.key}: expected every quote to be closed before a {delimiter!r} or the end of its row, "
+            f"found otherwise in the row that starts in line {start}: {error}"
+        ) from error
+
+
+def _ragged(error: pa.ArrowInvalid) -> str:
+    """What Arrow found, with the data row instead of its own count, which starts at the header."""
+    match = _RAGGED.search(str(error))
+    if not match:
+        return str(error)
+    row = match[3] if len(match[3]) <= 120 else f"{match[3][:117]}..."
+    return f"{match[2]} in data row {int(match[1]) - 1}: {row!r}"
+
+
 def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
     """The declared columns as text, in declared order, and `source_row` (1-based data row). Null is text still.
 
@@ -141,6 +189,7 @@ def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
     first = text[: end if end >= 0 else len(text)].decode("utf-8").rstrip("\r")
     header = [name.strip().strip('"') for name in first.split(table.delimiter)]
     _check_header(delivery, header, table)
+    _check_quotes(delivery, text, table.delimiter)
     try:
         rows = csv.read_csv(
             io.BytesIO(text),
@@ -155,7 +204,7 @@ def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
             rows = pa.table({name: pa.array([], pa.string()) for name in header})
         else:
             raise UnreadableDelivery(
-                f"{delivery.key}: expected {len(header)} values in every row, found: {error}"
+                f"{delivery.key}: expected {len(header)} values in every row, found {_ragged(error)}"
             ) from error
     rows = rows.select(list(table.columns))
     return rows.append_column("source_row", pa.array(range(1, rows.num_rows + 1), pa.int64()))
@@ -166,7 +215,7 @@ def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[d
 
     Returns:
         (rows, stopped): rows with the declared columns as text, `partition_date`, `source_file`, `source_row`,
-        `delivery` (order within the partition) and `delivered_at` (naive UTC); partition date -> reason.
+        `__delivery` (order within the partition) and `__delivered_at` (naive UTC); partition date -> reason.
         One unreadable file stops its whole partition.
     """
 
@@ -194,8 +243,8 @@ def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[d
         for name, value in (
             ("partition_date", pa.scalar(delivery.date, pa.date32())),
             ("source_file", pa.scalar(delivery.key, pa.string())),
-            ("delivery", pa.scalar(order[delivery.date], pa.int32())),
-            ("delivered_at", pa.scalar(delivered, pa.timestamp("us"))),
+            (ORDER, pa.scalar(order[delivery.date], pa.int32())),
+            (DELIVERED, pa.scalar(delivered, pa.timestamp("us"))),
         ):
             result = result.append_column(name, pa.repeat(value, size))
         tables.append(result.select(tables[0].column_names))
@@ -209,7 +258,7 @@ def empty(table: TableSpec) -> pa.Table:
         ("source_row", pa.int64()),
         ("partition_date", pa.date32()),
         ("source_file", pa.string()),
-        ("delivery", pa.int32()),
-        ("delivered_at", pa.timestamp("us")),
+        (ORDER, pa.int32()),
+        (DELIVERED, pa.timestamp("us")),
     ]
     return pa.schema(schema).empty_table()

@@ -152,6 +152,8 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
     metrics = {
         "validation": score(label_of(parts.validation), prediction[parts.train.num_rows : seen]),
         "holdout": score(label_of(parts.holdout), prediction[seen:]),
+        # both together: what later performance is compared with; one week alone swings by a tenth of AUC
+        "reference": score(label_of(everything)[parts.train.num_rows :], prediction[parts.train.num_rows :]),
     }
     return ModelBundle(
         model=spec.name,

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 from include.evergreen.specs import PROJECT
 
@@ -18,11 +19,11 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-def code_version() -> str:
+def code_version(project: Path = PROJECT) -> str:
     """`EVERGREEN_CODE_VERSION` where a deployment sets it (a commit), else a hash of the engine's source."""
     if named := os.environ.get("EVERGREEN_CODE_VERSION"):
         return named
     digest = hashlib.sha256()
-    for path in sorted((PROJECT / "include" / "evergreen").rglob("*.py")):
-        digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted((project / "include" / "evergreen").rglob("*.py")):
+        digest.update(path.relative_to(project).as_posix().encode() + b"\0" + path.read_bytes())
     return f"source-sha256:{digest.hexdigest()[:16]}"
