@@ -26,6 +26,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
+from include.evergreen.orchestration.links import link
 from include.evergreen.orchestration.sensors import DeliverySensor
 from include.evergreen.pipeline import ingest as steps
 from include.evergreen.specs import SourceSpec, sources
@@ -44,7 +45,8 @@ def ingest(source: SourceSpec) -> DAG:
 
     @task
     def validate(table: str, staged: dict[str, Any]) -> dict[str, Any]:
-        return steps.validate(platform(), source, source.tables[table], staged, runs.run_key())
+        validated = steps.validate(platform(), source, source.tables[table], staged, runs.run_key())
+        return {**validated, "table": table}
 
     @task
     def publish(table: str, validated: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def ingest(source: SourceSpec) -> DAG:
             wait_minutes=source.wait.timeout_minutes,
             poke_seconds=source.wait.poke_seconds,
         )
-        publish(table, validate(table, land(table, dates.output)))  # type: ignore[arg-type]
+        validated = validate(table, land(table, dates.output))  # type: ignore[arg-type]
+        publish(table, link(validated, "Validation page", "/validation/{table}/{first}"))  # type: ignore[arg-type]
 
     @task(outlets=[trusted], trigger_rule="none_failed")
     def complete() -> None:

@@ -26,6 +26,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
+from include.evergreen.orchestration.links import link
 from include.evergreen.pipeline import monitoring as steps
 from include.evergreen.specs import ModelSpec, SourceSpec, models, sources
 
@@ -63,7 +64,8 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
             "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key")
         },
     ) as dag:
-        ask_retrain(conclude(measure()))  # type: ignore[arg-type]
+        facts = link(measure(), "Drift report", f"/reports/{model.name}/{{as_of}}")
+        ask_retrain(conclude(facts))  # type: ignore[arg-type]
 
     return dag
 

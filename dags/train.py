@@ -31,11 +31,12 @@ from include.evergreen.specs import ModelSpec, models
 
 def train(model: ModelSpec) -> DAG:
     """The training DAG of one model."""
-    champion = assets.champion(model.name)
+    champion, retrain = assets.champion(model.name), assets.retrain_requested(model.name)
 
     @task
     def build() -> dict[str, Any]:
-        return steps.build(platform(), model, runs.as_of(), runs.run_key(), runs.params()["window_days"])
+        reason = runs.reason(retrain)
+        return steps.build(platform(), model, runs.as_of(), runs.run_key(), reason, runs.params()["window_days"])
 
     @task
     def check_leaks(built: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +53,7 @@ def train(model: ModelSpec) -> DAG:
 
     @task
     def register(built: dict[str, Any], fitted: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
-        reason = runs.params()["reason"]
-        return steps.register(platform(), model, runs.as_of(), runs.run_key(), built, fitted, decided, reason)
+        return steps.register(platform(), model, runs.as_of(), runs.run_key(), built, fitted, decided)
 
     @task(outlets=[champion])
     def promote(registered: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
@@ -66,14 +66,16 @@ def train(model: ModelSpec) -> DAG:
         dag_id=f"train__{model.name}",
         description=f"Train a challenger of {model.name} and let the gate decide",
         doc_md=__doc__,
-        schedule=PartitionedAssetTimetable(assets=assets.retrain_requested(model.name)),
+        schedule=PartitionedAssetTimetable(assets=retrain),
         start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=6),
         default_args=defaults.default_args(model.owner, defaults.POOL_TRAINING, timeout_minutes=180),
         tags=["train", model.name],
         params={
-            "reason": Param("asked by the retrain policy", type="string", minLength=3, description="Why train now"),
+            "reason": Param(
+                None, type=["null", "string"], minLength=3, description="Why train now; asked of every run by hand"
+            ),
             "as_of": Param(
                 None, type=["null", "string"], format="date", description="Train on what was known at this midnight"
             ),

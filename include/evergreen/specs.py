@@ -128,8 +128,8 @@ class TableSpec(Spec):
 class Wait(Spec):
     """How long a run waits for a file."""
 
-    timeout_minutes: float = 720
-    poke_seconds: float = 60
+    timeout_minutes: Annotated[float, Field(gt=0)] = 720
+    poke_seconds: Annotated[float, Field(gt=0)] = 60
 
 
 class SourceSpec(Spec):

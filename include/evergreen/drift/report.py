@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 
 from include.evergreen.drift import distance
 from include.evergreen.drift.sketch import source_rows
-from include.evergreen.drift.verdict import ColumnDrift
+from include.evergreen.drift.verdict import ColumnDrift, Verdict
 from include.evergreen.specs import Drift, ModelSpec
 from include.evergreen.training.bundle import PREDICTION
 
+VERDICT = "<!-- verdict -->"
 LOOK_ALIKES = str.maketrans("<>&\"'`\u2028\u2029", "\u2039\u203a\uff06\u201d\u2019\u2018  ")
 
 
@@ -86,6 +87,25 @@ def build(reference: pa.Table, current: pa.Table, spec: ModelSpec, context: Mapp
     return Report(page.encode(), document, columns)
 
 
+WHAT_TO_DO = {
+    "ok": "Nothing.",
+    "drift": "The retrain policy decides; see docs/runbooks/drift-verdict.md.",
+    "performance_drop": "The retrain policy decides; see docs/runbooks/performance-drop.md.",
+    "broken_data": "Repair the data first, nothing is retrained on it; see docs/runbooks/broken-data.md.",
+}
+
+
+def judged(report: Report, verdict: Verdict) -> Report:
+    """The same report with the verdict, its reasons and what to do on top of the page and in the JSON."""
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in verdict.reasons)
+    banner = (
+        f"<p style='font-size:16px'><b>Verdict: {html.escape(verdict.kind)}</b></p><ul>{reasons}</ul>"
+        f"<p>What to do: {html.escape(WHAT_TO_DO[verdict.kind])}</p>"
+    )
+    document = {"verdict": verdict.kind, "reasons": list(verdict.reasons), **report.json}
+    return Report(report.html.replace(VERDICT.encode(), banner.encode(), 1), document, report.columns)
+
+
 def _unmeasurable(name: str, reference: pa.Table, current: pa.Table) -> str:
     for label, table in (("reference", reference), ("current window", current)):
         if name not in table.column_names:
@@ -133,7 +153,7 @@ def _head(facts: Mapping[str, Any], columns: Mapping[str, ColumnDrift], summary:
     heads = ["column", "method", "distance", "threshold", "finding", "reference", "current window"]
     return (
         '<section style="font-family:sans-serif;font-size:13px;padding:16px">'
-        f"<h1 style='font-size:18px'>Drift report</h1><p>{html.escape(title)}</p>"
+        f"<h1 style='font-size:18px'>Drift report</h1>{VERDICT}<p>{html.escape(title)}</p>"
         f"<table cellpadding='4' border='1' style='border-collapse:collapse'>{_row('th', heads)}{''.join(rows)}</table>"
         "<p>Charts below are drawn on quantile sketches of the windows: shapes and shares hold, row counts do not.</p>"
         "</section>"

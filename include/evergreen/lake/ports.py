@@ -1,4 +1,4 @@
-"""The two ports of the lake: objects (files) and tables. Each has a real and an in-memory twin under one contract suite."""
+"""The two ports of the lake: objects (files) and tables. Each has a real and an in-memory twin, one contract suite."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class Demo:
             step(f"{day}: {verdict}", 1)
 
     def _release(self, backfill: int, day: dt.date, step: Callable[..., None], timeout: float = 120) -> None:
-        """Let the backfill start the run of one day and hold the next: a retrain is decided before tomorrow is scored."""
+        """Let the backfill start one day and hold the next: a retrain is decided before tomorrow is scored."""
         deadline = time.monotonic() + timeout
         while (run := self.api.partition_run(INGEST, day.isoformat())) is None or run["state"] == "queued":
             self.api.hold_backfill(backfill, False)
@@ -298,8 +298,8 @@ def _number(metrics: dict[str, Any] | None) -> str:
 
 
 QUERY = (
-    "select carrier, count(*) as flights, round(avg(probability), 2) as risk "
-    "from flight_delay_current where flight_date = '{day}' group by carrier order by risk desc limit 5"
+    "select carrier, count(*) as flights, round(100 * avg(probability)) as percent_late "
+    "from flight_delay_current where flight_date = '{day}' group by carrier order by percent_late desc limit 5"
 )
 
 
@@ -323,11 +323,10 @@ def run(stack: Stack, scenario: Scenario, console: Console) -> list[str]:
             demo.replay(step)
         with bars.stage("Maintain the lake", 1) as step:
             demo.tidy(step)
-    report = stack.layout.objects / "lake" / "reports" / MODEL / f"{scenario.replay_until}.html"
     demo.summary(
         {
             "Airflow UI": stack.layout.ui_url,
-            "Drift report": report.as_uri(),
+            "Drift report": f"{stack.layout.ui_url}/evergreen/reports/{MODEL}/{scenario.replay_until}",
             "Analysts' SQL": f'make sql Q="{QUERY.format(day=scenario.replay_until)}"',
         },
         stack.layout.secrets.passwords["admin"],

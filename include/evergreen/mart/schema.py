@@ -30,7 +30,7 @@ ledger = sa.Table(
     "ledger",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("kind", sa.String(32), nullable=False, comment="gate | promotion | verdict | retrain | quarantine_release"),
+    sa.Column("kind", sa.String(32), nullable=False, comment="gate, promotion, verdict, retrain, quarantine_release"),
     sa.Column("subject", sa.String(64), nullable=False, comment="the model or source decided about"),
     sa.Column("as_of", sa.Date, nullable=False),
     sa.Column("outcome", sa.String(32), nullable=False),

@@ -40,6 +40,22 @@ def params() -> dict[str, Any]:
     return dict(context["params"])
 
 
+def reason(asked_by: Any) -> str:
+    """Why this run was started: the param `reason`, else what the event of the asset `asked_by` says.
+
+    Raises:
+        Refused: a run by hand that gives none.
+    """
+    context: Any = get_current_context()
+    if said := context["params"].get("reason"):
+        return str(said)
+    events = context["triggering_asset_events"].get(asked_by, [])
+    reasons = [str(one) for event in events for one in event.extra["reasons"]]
+    if not reasons:
+        raise Refused("expected the param reason: a training by hand says why, found none")
+    return "; ".join(dict.fromkeys(reasons))
+
+
 def run_key() -> str:
     """The run id with only characters that are safe in object keys, tags and SQL strings."""
     context: Any = get_current_context()

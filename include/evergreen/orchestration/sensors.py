@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -56,13 +57,13 @@ class DeliveryTrigger(BaseTrigger):
             except Unavailable as error:
                 silent = error
                 self.log.warning("cannot look for %s yet: %s", self.table, error)
-            left = self.poke_seconds if self.until is None else min(self.poke_seconds, self.until - time.time())
+            left = math.inf if self.until is None else self.until - time.time()
             if left <= 0:
                 if silent:
                     raise silent
                 yield TriggerEvent("timeout")
                 return
-            await asyncio.sleep(left)
+            await asyncio.sleep(min(self.poke_seconds, left))
 
 
 class DeliverySensor(BaseSensorOperator):

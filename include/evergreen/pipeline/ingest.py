@@ -8,20 +8,21 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from include.evergreen.errors import NotFound, PartitionStopped
+from include.evergreen.errors import AccountingError, NotFound, PartitionStopped, Refused
 from include.evergreen.platform import Platform
 from include.evergreen.specs import SourceSpec, TableSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from include.evergreen.quality.validation import Validation
-
 THREADS = 8
+LATE_DAYS = 28
+"""How far back `publish` looks for deliveries that nobody took in."""
 OWN = ("partition_date", "available_at", "source_file", "source_row")
 
 
@@ -56,6 +57,37 @@ def arrived(platform: Platform, table: TableSpec, dates: Sequence[dt.date]) -> b
     return not dates or bool(find(platform.landing, table, dates[-1]))
 
 
+def late_deliveries(
+    platform: Platform, source: SourceSpec, table: TableSpec, as_of: dt.date, days: int = LATE_DAYS
+) -> list[str]:
+    """Keys in the landing bucket, of published partitions of the last `days` before run `as_of`, that are not in the
+    lake: new files, and files that changed. Running a partition again takes its files in."""
+    from include.evergreen.quality.deliveries import dated, prefix
+
+    last = as_of - dt.timedelta(days=table.lag_days)
+    first = last - dt.timedelta(days=days)
+    taken = {
+        batch["partition_date"]: {(d["key"], d["etag"]) for d in batch["deliveries"]}
+        for batch in platform.mart.batches(table.name)
+        if batch["source"] == source.name
+        and batch["status"] == "published"
+        and first <= batch["partition_date"] <= last
+    }
+    if not taken:
+        return []
+    under = os.path.commonprefix([prefix(table, min(taken)), prefix(table, max(taken))])
+    return [
+        info.key
+        for day, info in dated(platform.landing, table, under)
+        if day in taken and (info.key, info.etag) not in taken[day]
+    ]
+
+
+def _lock(table: TableSpec) -> str:
+    """Publishing and replaying a table exclude each other."""
+    return f"ingest-{table.name}"
+
+
 def _put(platform: Platform, key: str, rows: pa.Table) -> str:
     import pyarrow.parquet as pq
 
@@ -77,7 +109,8 @@ def land(
     """Keep every delivered file as it is under `raw/`, and stage its rows as text.
 
     Returns:
-        {rows_key, rows, dates, deliveries: [[date, key, etag, sha256, rows]], stopped: {date: reason}}.
+        {rows_key, rows, first, last, deliveries_key, stopped: {date: reason}}; `deliveries_key` holds
+        [[date, key, etag, sha256, rows]].
 
     Raises:
         DeliveryMissing: a partition has no file.
@@ -85,11 +118,13 @@ def land(
     from include.evergreen.quality.deliveries import fetch, read
 
     deliveries = fetch(platform.landing, table, list(dates))
-    known = {info.key for info in platform.objects.list(f"raw/{source.name}/{table.name}/")}
+    root = f"raw/{source.name}/{table.name}/"
+    shared = os.path.commonprefix([dates[0].isoformat(), dates[-1].isoformat()])
+    known = {info.key for info in platform.objects.list(root + shared)}
 
     def keep(delivery: Any) -> None:
         name = delivery.key.rsplit("/", 1)[-1]
-        key = f"raw/{source.name}/{table.name}/{delivery.date}/{delivery.sha256[:16]}-{name}"
+        key = f"{root}{delivery.date}/{delivery.sha256[:16]}-{name}"
         if key not in known:
             platform.objects.put(key, delivery.data)
 
@@ -99,11 +134,11 @@ def land(
     per_file = rows["source_file"].combine_chunks().value_counts().to_pylist()
     counted = {item["values"]: item["counts"] for item in per_file}
     listing = [[d.date.isoformat(), d.key, d.etag, d.sha256, counted.get(d.key, 0)] for d in deliveries]
-    root = f"staging/ingest/{table.name}/{run_id}"
-    deliveries_key = f"{root}/deliveries.json"
+    staging = f"staging/ingest/{table.name}/{run_id}"
+    deliveries_key = f"{staging}/deliveries.json"
     platform.objects.put(deliveries_key, json.dumps(listing).encode(), "application/json")
     return {
-        "rows_key": _put(platform, f"{root}/raw.parquet", rows),
+        "rows_key": _put(platform, f"{staging}/raw.parquet", rows),
         "rows": rows.num_rows,
         "first": dates[0].isoformat(),
         "last": dates[-1].isoformat(),
@@ -124,6 +159,9 @@ def validate(
 
     Returns:
         What `publish` needs, with `validation_uri`, the page. A broken rule raises nothing here.
+
+    Raises:
+        SpecError: a rule or a derived column that cannot be evaluated.
     """
     from include.evergreen.quality import validation as checks
     from include.evergreen.quality.casting import cast
@@ -131,16 +169,15 @@ def validate(
     days = _dates(staged)
     raw = _get(platform, staged["rows_key"])
     typed = cast(raw, table)
-    recent = {days[0]: platform.mart.recent_counts(table.name, days[0], table.row_count.recent_partitions)}
+    recent = platform.mart.recent_counts(table.name, days[0], table.row_count.recent_partitions)
     unreadable = {dt.date.fromisoformat(day): reason for day, reason in staged["stopped"].items()}
     readable = [day for day in days if day not in unreadable]
     result = checks.validate(typed, table, recent, readable)
-    parts = _split(raw, typed, table, result)
+    parts = _split(raw, typed, table, result.bad)
     root = f"staging/ingest/{table.name}/{run_id}"
     span = staged["first"] if len(days) == 1 else f"{staged['first']}_{staged['last']}"
     facts = {"source": source.name, "table": table.name, "rows_in": raw.num_rows, "run_id": run_id}
-    document = checks.document(result, f"{source.name}.{table.name}, {span.replace('_', ' to ')}", facts)
-    document["stopped"] |= {day.isoformat(): [reason] for day, reason in unreadable.items()}
+    document = checks.document(result, f"{source.name}.{table.name}, {span.replace('_', ' to ')}", facts, unreadable)
     page_key = f"validation/{table.name}/{span}.html"
     platform.objects.put(page_key, checks.page(document), "text/html; charset=utf-8")
     platform.objects.put(
@@ -158,42 +195,51 @@ def validate(
     }
 
 
-def _split(raw: pa.Table, typed: pa.Table, table: TableSpec, result: Validation) -> dict[str, pa.Table]:
-    """Typed rows as trusted (declared and derived columns), quarantined (raw text and reasons), duplicates."""
+def _split(raw: pa.Table, typed: pa.Table, table: TableSpec, bad: dict[int, tuple[str, ...]]) -> dict[str, pa.Table]:
+    """Typed rows as trusted (declared and derived columns), quarantined (raw text and reasons), duplicates.
+
+    Raises:
+        AccountingError: raw and typed rows are not the same rows in the same order.
+    """
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from include.evergreen.quality.accounting import winners
+    from include.evergreen.quality.deliveries import ORDER
 
-    bad = np.zeros(typed.num_rows, dtype=bool)
-    bad[list(result.bad)] = True
-    valid = typed.filter(pa.array(~bad))
+    mask = np.zeros(typed.num_rows, dtype=bool)
+    mask[list(bad)] = True
+    valid = typed.filter(pa.array(~mask))
     won = winners(valid, table.key)
     columns = [*table.columns, *table.derive, *OWN]
-    positions = pa.array(np.flatnonzero(bad))
+    positions = pa.array(np.flatnonzero(mask))
     taken = typed.take(positions)
-    # `cast` orders rows by partition, delivery and row: the raw text is put in the same order
-    texts = raw.sort_by([("partition_date", "ascending"), ("delivery", "ascending"), ("source_row", "ascending")])
+    texts = _in_order(raw)
+    place = ["partition_date", ORDER, "source_row"]
+    if not texts.select(place).equals(typed.select(place)):
+        raise AccountingError(f"{table.name}: expected typed rows in the order of their text, found another order")
     originals = texts.take(positions).select(list(table.columns)).to_pylist()
     quarantined = pa.table(
         {
             **{name: taken[name] for name in OWN},
-            "delivery": taken["delivery"],
+            "delivery": taken[ORDER],
             "row": pa.array([json.dumps(row, ensure_ascii=False) for row in originals], pa.string()),
-            "reasons": pa.array([list(result.bad[i]) for i in positions.to_pylist()], pa.list_(pa.string())),
+            "reasons": pa.array([list(bad[i]) for i in positions.to_pylist()], pa.list_(pa.string())),
         }
     )
     return {
         "trusted": valid.filter(won).select(columns),
         "quarantined": quarantined,
-        "duplicates": valid.filter(_not(won)).select(columns),
+        "duplicates": valid.filter(pc.invert(won)).select(columns),
     }
 
 
-def _not(mask: pa.Array) -> pa.Array:
-    import pyarrow.compute as pc
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Rows as `cast` orders them."""
+    from include.evergreen.quality.deliveries import ORDER
 
-    return pc.invert(mask)
+    return rows.sort_by([("partition_date", "ascending"), (ORDER, "ascending"), ("source_row", "ascending")])
 
 
 def publish(
@@ -202,7 +248,8 @@ def publish(
     """Publish the partitions that may be: one commit of trusted rows, one of quarantined ones, then the counts.
 
     Returns:
-        {partitions, in, trusted, quarantined, duplicates, snapshot_id, validation_uri}.
+        {partitions, in, trusted, quarantined, duplicates, snapshot_id, validation_uri, late}; `late` are deliveries of
+        recent partitions that came after their run: run those partitions again.
 
     Raises:
         PartitionStopped: at least one partition was stopped; the others are published.
@@ -224,9 +271,6 @@ def publish(
     raw = per_partition(_get(platform, validated["rows_key"]))
     parts = [per_partition(part) for part in (trusted, quarantined, duplicates)]
     counts = {day: Count(raw.get(day, 0), *(part.get(day, 0) for part in parts)) for day in days}
-    snapshot = platform.lake.write(f"trusted.{table.name}", trusted, days) if days else None
-    if days and (quarantined.num_rows or _holds(platform, f"quarantine.{table.name}", days)):
-        platform.lake.write(f"quarantine.{table.name}", quarantined, days)
     listing: dict[str, list[dict[str, Any]]] = {}
     for day, key, etag, sha256, rows in json.loads(platform.objects.get(validated["deliveries_key"])):
         listing.setdefault(day, []).append({"key": key, "etag": etag, "sha256": sha256, "rows": rows})
@@ -244,15 +288,19 @@ def publish(
             "deliveries": listing.get(day.isoformat(), []),
             "reasons": reasons,
             "validation_uri": validated["validation_uri"],
-            "snapshot_id": snapshot,
+            "snapshot_id": snapshot if status == "published" else None,
             "run_id": run_id,
         }
 
     nothing = Count(0, 0, 0, 0)
-    platform.mart.record_batches(
-        [batch(day, count, "published", validated["warnings"]) for day, count in counts.items()]
-        + [batch(day, nothing, "stopped", reasons) for day, reasons in stopped.items()]
-    )
+    with platform.mart.lock(_lock(table)):
+        snapshot = platform.lake.write(f"trusted.{table.name}", trusted, days) if days else None
+        if days and (quarantined.num_rows or _holds(platform, f"quarantine.{table.name}", days)):
+            platform.lake.write(f"quarantine.{table.name}", quarantined, days)
+        platform.mart.record_batches(
+            [batch(day, count, "published", validated["warnings"]) for day, count in counts.items()]
+            + [batch(day, nothing, "stopped", reasons) for day, reasons in stopped.items()]
+        )
     if stopped:
         said = "\n".join(f"  {day}: {'; '.join(reasons)}" for day, reasons in sorted(stopped.items()))
         raise PartitionStopped(
@@ -267,6 +315,7 @@ def publish(
         "duplicates": sum(c.duplicates for c in counts.values()),
         "snapshot_id": str(snapshot),
         "validation_uri": validated["validation_uri"],
+        "late": late_deliveries(platform, source, table, _dates(validated)[-1] + dt.timedelta(days=table.lag_days)),
     }
 
 
@@ -280,79 +329,129 @@ def replay_quarantine(
 ) -> dict[str, Any]:
     """Validate quarantined rows with today's spec; publish what passes beside the partition's trusted rows.
 
+    Only row rules are asked: the partition was published already. Of a released and a trusted row with one key the
+    later delivery wins, as in a clean run; the other is a duplicate.
+
     Returns:
-        {released, kept, duplicates, partitions}. Only row rules are asked: the partition was published already.
+        {released, kept, duplicates, partitions}.
 
     Raises:
-        NotFound: the table has no quarantine.
+        NotFound: the table has no quarantine, or rows are held of a partition that was never published.
+        Refused: a partition is stopped; nothing is moved.
     """
+    name = f"quarantine.{table.name}"
+    with platform.mart.lock(_lock(table)):
+        held = platform.lake.read(name, since, until)
+        batches = {b["partition_date"]: b for b in platform.mart.batches(table.name)}
+        days = sorted(set(held["partition_date"].to_pylist()))
+        if unknown := [day.isoformat() for day in days if day not in batches]:
+            raise NotFound(f"{table.name}: expected published partitions to release rows into, found none of {unknown}")
+        if stopped := [day.isoformat() for day in days if batches[day]["status"] != "published"]:
+            raise Refused(f"{table.name}: expected published partitions, found {stopped} stopped: run them again first")
+        if days:
+            _release(platform, table, held, batches)
+        wanted = [batch for day, batch in sorted(batches.items()) if since <= day <= until]
+        return _settle(platform, source, table, wanted, run_id)
+
+
+def _release(platform: Platform, table: TableSpec, held: pa.Table, batches: dict[dt.date, dict[str, Any]]) -> None:
+    """Move the quarantined rows that pass today's rules; renew the reasons of the others."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from include.evergreen.lake.ports import PARTITION
-    from include.evergreen.quality import validation as checks
-    from include.evergreen.quality.accounting import per_partition
+    from include.evergreen.quality.accounting import winners
     from include.evergreen.quality.casting import cast
+    from include.evergreen.quality.deliveries import DELIVERED, ORDER
+    from include.evergreen.quality.validation import bad_rows
 
-    name = f"quarantine.{table.name}"
-    held = platform.lake.read(name, since, until)
+    held = _in_order(held.rename_columns([ORDER if n == "delivery" else n for n in held.column_names]))
+    originals = [json.loads(row) for row in held["row"].to_pylist()]
+    raw = pa.table(
+        {
+            **{c: pa.array([row.get(c) for row in originals], pa.string()) for c in table.columns},
+            **{c: held[c] for c in ("source_row", "partition_date", "source_file", ORDER)},
+            DELIVERED: held["available_at"],
+        }
+    )
+    days = sorted(set(held["partition_date"].to_pylist()))
+    there = platform.lake.read(f"trusted.{table.name}", days[0], days[-1])
+    there = there.filter(pc.is_in(there["partition_date"], pa.array(days, pa.date32())))
+    # a crash after trusted rows were written and before the quarantine was leaves a row in both
+    places = ("partition_date", "source_file", "source_row")
+    moved = set(zip(*(held[c].to_pylist() for c in places), strict=True))
+    again = [place in moved for place in zip(*(there[c].to_pylist() for c in places), strict=True)]
+    there = there.filter(pa.array([not a for a in again], pa.bool_()))
+    order = {(day, d["key"]): at for day in days for at, d in enumerate(batches[day]["deliveries"])}
+    files = zip(there["partition_date"].to_pylist(), there["source_file"].to_pylist(), strict=True)
+    there = there.append_column(ORDER, pa.array([order.get(file, -1) for file in files], pa.int32()))
+
+    typed = cast(raw, table)
+    bad = bad_rows(typed, table, there)
+    passed = typed.filter(pa.array([i not in bad for i in range(typed.num_rows)], pa.bool_()))
+    kept = held.take(pa.array(list(bad), pa.int64()))
+    reasons = pa.array([list(found) for found in bad.values()], pa.list_(pa.string()))
+    renewed = kept.set_column(kept.column_names.index("reasons"), "reasons", reasons)
+    changed = set(passed["partition_date"].to_pylist()) | {
+        day
+        for day, was, now in zip(
+            kept["partition_date"].to_pylist(), kept["reasons"].to_pylist(), reasons.to_pylist(), strict=True
+        )
+        if was != now
+    }
+    if not changed:
+        return
+    wanted = pa.array(sorted(changed), pa.date32())
+    columns = [*table.columns, *table.derive, *OWN, ORDER]
+    both = pa.concat_tables([there, passed.select(columns)], promote_options="permissive")
+    both = _in_order(both.filter(pc.is_in(both["partition_date"], wanted)))
+    if passed.num_rows:
+        merged = both.filter(winners(both, table.key)).drop_columns([ORDER])
+        platform.lake.write(f"trusted.{table.name}", merged, sorted(changed))
+    renewed = renewed.filter(pc.is_in(renewed["partition_date"], wanted))
+    names = ["delivery" if n == ORDER else n for n in renewed.column_names]
+    platform.lake.write(f"quarantine.{table.name}", renewed.rename_columns(names), sorted(changed))
+
+
+def _settle(
+    platform: Platform, source: SourceSpec, table: TableSpec, batches: Sequence[dict[str, Any]], run_id: str
+) -> dict[str, Any]:
+    """Bring counts and ledger to what the lake holds: also what a run that died had moved."""
+    from include.evergreen.quality.accounting import Count
+
+    trusted = platform.lake.counts(f"trusted.{table.name}")
+    quarantined = platform.lake.counts(f"quarantine.{table.name}")
     totals = {"released": 0, "kept": 0, "duplicates": 0, "partitions": 0}
-    for day in sorted(per_partition(held)):
-        mine = held.filter(pc.equal(held[PARTITION], pa.scalar(day, pa.date32())))
-        originals = [json.loads(row) for row in mine["row"].to_pylist()]
-        raw = pa.table(
-            {
-                **{c: pa.array([row.get(c) for row in originals], pa.string()) for c in table.columns},
-                **{c: mine[c] for c in ("source_row", "partition_date", "source_file", "delivery")},
-                "delivered_at": mine["available_at"],
-            }
-        )
-        parts = _split(raw, cast(raw, table), table, checks.validate(cast(raw, table), table))
-        batch = next((b for b in platform.mart.batches(table.name) if b["partition_date"] == day), None)
-        if batch is None:
-            raise NotFound(f"{table.name} of {day}: expected a published partition to release rows into, found none")
-        passed = pa.concat_tables([parts["trusted"], parts["duplicates"]])
-        if not passed.num_rows:
-            totals["kept"] += mine.num_rows
+    for batch in batches:
+        day = batch["partition_date"]
+        good, left = trusted.get(day, 0), quarantined.get(day, 0)
+        totals["kept"] += left
+        if batch["status"] != "published" or left >= batch["quarantined"]:
             continue
-        there = platform.lake.read(f"trusted.{table.name}", day, day)
-        keys = {tuple(row.values()) for row in there.select(list(table.key)).to_pylist()}
-        fresh = parts["trusted"].filter(
-            pa.array(
-                [tuple(r.values()) not in keys for r in parts["trusted"].select(list(table.key)).to_pylist()],
-                pa.bool_(),
-            )
-        )
-        merged = pa.concat_tables(
-            [there.select(fresh.column_names), fresh.cast(there.select(fresh.column_names).schema)]
-        )
-        snapshot = platform.lake.write(f"trusted.{table.name}", merged, [day])
-        platform.lake.write(name, parts["quarantined"], [day])
-        repeated = passed.num_rows - fresh.num_rows
-        platform.mart.record_batches(
-            [
-                {
-                    **{k: v for k, v in batch.items() if k != "recorded_at"},
-                    "trusted": batch["trusted"] + fresh.num_rows,
-                    "quarantined": parts["quarantined"].num_rows,
-                    "duplicates": batch["duplicates"] + repeated,
-                    "snapshot_id": snapshot,
-                    "run_id": run_id,
-                }
-            ]
-        )
+        count = Count(batch["rows_in"], good, left, batch["rows_in"] - good - left)
+        released, repeated = good - batch["trusted"], count.duplicates - batch["duplicates"]
         platform.mart.append_decision(
             kind="quarantine_release",
             subject=f"{source.name}.{table.name}",
             as_of=day,
             outcome="released",
-            reasons=[f"{fresh.num_rows} rows pass today's rules, {parts['quarantined'].num_rows} do not"],
-            evidence={"released": fresh.num_rows, "duplicates": repeated, "kept": parts["quarantined"].num_rows},
+            reasons=[f"{released + repeated} rows pass today's rules, {left} do not"],
+            evidence={"released": released, "duplicates": repeated, "kept": left},
             actor="replay_quarantine",
             run_id=run_id,
         )
-        totals["released"] += fresh.num_rows
-        totals["kept"] += parts["quarantined"].num_rows
+        platform.mart.record_batches(
+            [
+                {
+                    **{k: v for k, v in batch.items() if k != "recorded_at"},
+                    "trusted": count.trusted,
+                    "quarantined": count.quarantined,
+                    "duplicates": count.duplicates,
+                    "snapshot_id": platform.lake.snapshot(f"trusted.{table.name}"),
+                    "run_id": run_id,
+                }
+            ]
+        )
+        totals["released"] += released
         totals["duplicates"] += repeated
         totals["partitions"] += 1
     return totals

@@ -78,10 +78,6 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
         "window": f"{first} to {as_of}, {len(window)} date(s) with entities",
     }
     built = report.build(reference, current, spec, context)
-    key = f"reports/{spec.name}/{as_of}"
-    platform.objects.put(f"{key}.html", built.html, "text/html; charset=utf-8")
-    platform.objects.put(f"{key}.json", json.dumps(built.json, allow_nan=False).encode(), "application/json")
-
     facts = MonitoringFacts(
         as_of=as_of,
         version=version,
@@ -94,6 +90,10 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
         performance=performance,
         stopped=tuple(_stopped(platform, spec, source, sorted({*window, as_of}))),
     )
+    built = report.judged(built, judge(facts, spec))
+    key = f"reports/{spec.name}/{as_of}"
+    platform.objects.put(f"{key}.html", built.html, "text/html; charset=utf-8")
+    platform.objects.put(f"{key}.json", json.dumps(built.json, allow_nan=False).encode(), "application/json")
     uris = {"report_uri": platform.objects.uri(f"{key}.html"), "report_json_uri": platform.objects.uri(f"{key}.json")}
     return {**facts.to_dict(), **uris, "run_id": run_id}
 

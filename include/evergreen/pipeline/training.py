@@ -28,12 +28,12 @@ def _window(spec: ModelSpec, as_of: dt.date, window_days: int | None) -> tuple[d
 
 
 def build(
-    platform: Platform, spec: ModelSpec, as_of: dt.date, key: str, window_days: int | None = None
+    platform: Platform, spec: ModelSpec, as_of: dt.date, key: str, reason: str, window_days: int | None = None
 ) -> dict[str, Any]:
     """Stage the labelled rows known at midnight of `as_of`; pin the snapshots they were read from.
 
     Returns:
-        {rows_key, rows, since, until, snapshots}. Raises NotEnoughData.
+        {reason, rows_key, rows, since, until, snapshots}. Raises NotEnoughData.
     """
     import pyarrow.parquet as pq
 
@@ -62,6 +62,7 @@ def build(
     rows_key = f"staging/train/{spec.name}/{key}/rows.parquet"
     platform.objects.put(rows_key, buffer.getvalue())
     return {
+        "reason": reason,
         "rows_key": rows_key,
         "rows": rows.num_rows,
         "since": since.isoformat(),
@@ -164,7 +165,6 @@ def register(
     built: dict[str, Any],
     fitted: dict[str, Any],
     decided: dict[str, Any],
-    reason: str,
 ) -> dict[str, Any]:
     """Register the version with everything that made it. Returns {version, accepted}."""
     from include.evergreen.promotion.ports import TrainingRecord
@@ -199,7 +199,7 @@ def register(
             "spec": spec.model_dump(mode="json"),
             "code": code_version(),
             "libraries": library_versions(),
-            "reason": reason,
+            "reason": built["reason"],
             "decision": "accepted" if decided["accepted"] else "refused",
             "decision_reasons": decided["reasons"],
         },

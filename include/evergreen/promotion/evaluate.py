@@ -38,7 +38,8 @@ def baseline(spec: ModelSpec, train: pa.Table, rows: pa.Table) -> np.ndarray:
     count = np.bincount(code[0], minlength=size)
     late = np.bincount(code[0], weights=label, minlength=size)
     rate = np.where(count > 0, late / np.maximum(count, 1), overall)
-    return rate[code[1]]
+    found: np.ndarray = rate[code[1]]
+    return found
 
 
 def comparison_rows(rows: pa.Table, challenger: ModelBundle, champion: ModelBundle | None) -> pa.Table:
@@ -58,7 +59,7 @@ def latency(bundle: ModelBundle, rows: pa.Table) -> float:
         start = time.perf_counter()
         bundle.predict(sample)
         times.append(time.perf_counter() - start)
-    return min(times) * 1000 * 1000 / sample.num_rows
+    return min(times) * 1000 * 1000 / float(sample.num_rows)
 
 
 def evaluate(

@@ -68,8 +68,8 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
     own = f"partition_date, {available} as available_at, source_file, source_row, {ORDER}"
     derived = "".join(f', try({expression}) as "{name}"' for name, expression in table.derive.items())
     query = (
-        f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} from raw)"
-        f", typed as (select {', '.join([*typed, *left])}, {own} from texts) "
+        f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} "
+        f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
         f"select *{derived} from typed order by partition_date, {ORDER}, source_row"
     )
     with connect() as connection:

@@ -9,9 +9,9 @@ import hashlib
 import io
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from csv import Error as CsvError
 from csv import reader as csv_reader
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -45,26 +45,27 @@ class Delivery:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def _stem(key: str) -> str:
-    """A key without the extension of its file."""
-    folder, slash, name = key.rpartition("/")
-    return f"{folder}{slash}{name.split('.')[0]}"
+def _stem(table: TableSpec) -> str:
+    """The path template without the extension of its file; a dot before the date belongs to the name."""
+    at = max(table.path.rfind("{date}"), table.path.rfind("/") + 1)
+    return table.path[:at] + table.path[at:].split(".")[0]
 
 
 def prefix(table: TableSpec, day: dt.date) -> str:
     """The part of a partition's keys before the extension: every object that starts with it is a delivery."""
-    return _stem(table.path.replace("{date}", day.isoformat()))
+    return _stem(table).replace("{date}", day.isoformat())
 
 
 def find(store: ObjectStore, table: TableSpec, day: dt.date) -> list[ObjectInfo]:
     """Deliveries of one partition in their order, the last one wins: by key without its extensions, so that
     `2013-07-01-2.csv.gz` comes after `2013-07-01.csv.gz`."""
-    return sorted(store.list(prefix(table, day)), key=lambda info: (_stem(info.key), info.key))
+    start = prefix(table, day)
+    return sorted(store.list(start), key=lambda info: (info.key[len(start) :].split(".")[0], info.key))
 
 
 def dated(store: ObjectStore, table: TableSpec, under: str) -> list[tuple[dt.date, ObjectInfo]]:
-    """(partition date, delivery) of every delivery whose key starts with `under`; keys without a date are passed over."""
-    head, *rest = (re.escape(part) for part in _stem(table.path).split("{date}"))
+    """(partition date, delivery) of every delivery whose key starts with `under`; a key without a date is none."""
+    head, *rest = (re.escape(part) for part in _stem(table).split("{date}"))
     day = r"(?P<day>\d{4}-\d{2}-\d{2})"
     pattern = re.compile(head + day + r"(?P=day)".join(rest))
     found = []

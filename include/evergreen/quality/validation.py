@@ -1,8 +1,9 @@
 """Great Expectations behind one call: which rows break which rule, which partitions must stop, and a page to read.
 
 Rules come from the spec: those it declares, and those it implies (types, nulls, the date, row counts, freshness, the
-share of bad rows). Row rules run once over all rows; partition rules run over one summary row per partition, so that
-one bad partition stops alone, in a bulk load as on a single day.
+share of bad rows). A rule about a row alone runs once over all rows. A rule about rows together (uniqueness, order,
+`mostly`) and a rule about a whole partition run partition by partition over the rows that would be published; counts
+run over one summary row per partition. So one bad partition stops alone, in a bulk load as on a single day.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import html
 import json
 import os
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,11 +32,22 @@ from include.evergreen.specs import Expectation, TableSpec
 ROW = "__row"
 ROW_RULES = (
     "expect_column_values_",
+    "expect_column_value_lengths_",
     "expect_column_pair_values_",
     "expect_multicolumn_",
     "expect_compound_",
     "expect_select_",
 )
+TOGETHER = {
+    "expect_column_values_to_be_unique",
+    "expect_compound_columns_to_be_unique",
+    "expect_column_values_to_be_increasing",
+    "expect_column_values_to_be_decreasing",
+    "expect_column_values_to_not_be_outliers",
+}
+"""Row rules whose answer depends on the other rows."""
+OF_A_COLUMN = {"expect_column_values_to_be_of_type", "expect_column_values_to_be_in_type_list"}
+"""Named like row rules, but they judge the column as one."""
 EXAMPLES = 5
 FEW = 3
 """Recent partitions it takes to speak of a usual row count."""
@@ -96,15 +109,22 @@ class Rule:
 
     def expectation(self) -> Any:
         """The GX object. Raises SpecError for a type or an argument that GX does not know."""
-        import great_expectations.expectations as gxe
+        import great_expectations.expectations  # noqa: F401 (fills the registry)
+        from great_expectations.exceptions import ExpectationNotFoundError
+        from great_expectations.expectations.registry import get_expectation_impl
 
-        name = "".join(part.capitalize() for part in self.type.split("_"))
         try:
-            return getattr(gxe, name)(**self.args)
-        except AttributeError as error:
-            raise SpecError(f"expectations: Great Expectations has no {self.type!r}") from error
-        except ValueError as error:
-            raise SpecError(f"expectations: {self.type} with {self.args}: {error}") from error
+            kind = get_expectation_impl(self.type)
+        except ExpectationNotFoundError as error:
+            raise SpecError(
+                f"expectations: expected a type of Great Expectations, found {self.type!r}, which it does not have"
+            ) from error
+        try:
+            return kind(**self.args)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f"expectations: {self.type}: expected arguments that it takes, found {self.args}: {error}"
+            ) from error
 
 
 def row_rules(table: TableSpec) -> list[Rule]:
@@ -127,11 +147,35 @@ def row_rules(table: TableSpec) -> list[Rule]:
                 said=f"{table.date_column}: expected the date of the partition",
             )
         )
-    return rules + [_declared(e) for e in table.expectations if e.type.startswith(ROW_RULES)]
+    return rules + [_declared(e, table) for e in table.expectations if _level(e) == "row"]
 
 
-def _declared(expectation: Expectation) -> Rule:
-    args = dict(expectation.args)
+def _level(expectation: Expectation) -> str:
+    """What a declared rule judges: a `row` alone, rows `together`, or the `partition`."""
+    if not expectation.type.startswith(ROW_RULES) or expectation.type in OF_A_COLUMN:
+        return "partition"
+    return "together" if expectation.type in TOGETHER or expectation.args.get("mostly", 1) != 1 else "row"
+
+
+def _comparable(value: Any, is_time: bool) -> Any:
+    """Dates and times of a spec as GX can compare them with a column: naive, in UTC."""
+    if is_time and isinstance(value, str):
+        try:
+            value = dt.datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+    return dt.datetime.combine(value, dt.time()) if isinstance(value, dt.date) else value
+
+
+def _declared(expectation: Expectation, table: TableSpec) -> Rule:
+    column = table.columns.get(str(expectation.args.get("column")))
+    is_time = column is not None and column.type in ("date", "timestamp")
+    args = {
+        name: _comparable(value, is_time and name in ("min_value", "max_value"))
+        for name, value in expectation.args.items()
+    }
     if expectation.type.startswith("expect_column_pair_values_"):
         args.setdefault("ignore_row_if", "either_value_is_missing")
     return Rule(expectation.type, args, expectation.severity, expectation.because, _words(expectation.type, args))
@@ -142,18 +186,18 @@ def _words(kind: str, args: Mapping[str, Any]) -> str:
     column = args.get("column")
     low, high = args.get("min_value"), args.get("max_value")
     match kind:
-        case "expect_column_values_to_be_in_set":
+        case "expect_column_values_to_be_in_set" if "value_set" in args:
             return f"{column}: expected one of {args['value_set']}"
         case "expect_column_values_to_be_between":
             return (
                 f"{column}: expected {'' if low is None else f'{low} <= '}value{'' if high is None else f' <= {high}'}"
             )
-        case "expect_column_values_to_match_regex":
+        case "expect_column_values_to_match_regex" if "regex" in args:
             return f"{column}: expected to match {args['regex']}"
-        case "expect_column_pair_values_a_to_be_greater_than_b":
+        case "expect_column_pair_values_a_to_be_greater_than_b" if "column_A" in args and "column_B" in args:
             sign = ">=" if args.get("or_equal") else ">"
             return f"expected {args['column_A']} {sign} {args['column_B']}"
-        case "expect_column_pair_values_to_be_equal":
+        case "expect_column_pair_values_to_be_equal" if "column_A" in args and "column_B" in args:
             return f"expected {args['column_A']} = {args['column_B']}"
     shown = {name: value for name, value in args.items() if name != "ignore_row_if"}
     return f"{kind.removeprefix('expect_').replace('_', ' ')} {json.dumps(shown, default=str)}"
@@ -174,8 +218,8 @@ class Engine:
     def run(self, frame: pd.DataFrame, rules: Sequence[Rule]) -> list[list[int]]:
         """Positions (column `__row` of the frame) of the rows that break each rule.
 
-        Rules that hold are settled without listing rows; rows are asked for only of those that do not.
-        Raises SpecError for a rule that cannot be evaluated.
+        Rules that hold are settled without listing rows; rows are asked for only of those that do not. A rule that
+        fails and names no row is broken by all of them. Raises SpecError for a rule that cannot be evaluated.
         """
         broken: list[list[int]] = [[] for _ in rules]
         if frame.empty or not rules:
@@ -188,8 +232,17 @@ class Engine:
             "return_unexpected_index_query": False,
         }
         for i, result in zip(failed, self._validate(batch, [rules[i] for i in failed], complete), strict=True):
-            broken[i] = sorted(int(found[ROW]) for found in result.result["unexpected_index_list"])
+            named = result.result.get("unexpected_index_list") or frame[[ROW]].to_dict("records")
+            broken[i] = sorted({int(found[ROW]) for found in named})
         return broken
+
+    def judge(self, frame: pd.DataFrame, rules: Sequence[Rule]) -> list[str | None]:
+        """What each rule about a whole partition found, None for one that holds. Raises SpecError."""
+        batch = self._batches.get_batch(batch_parameters={"dataframe": frame})
+        return [
+            None if result.success else _text(result.result.get("observed_value", result.result))
+            for result in self._validate(batch, rules, "BASIC")
+        ]
 
     @staticmethod
     def _validate(batch: Any, rules: Sequence[Rule], result_format: Any) -> list[Any]:
@@ -234,44 +287,114 @@ def to_frame(rows: pa.Table) -> pd.DataFrame:
 def validate(
     rows: pa.Table,
     table: TableSpec,
-    recent: Mapping[dt.date, Sequence[int]] | None = None,
+    recent: Sequence[int] = (),
     days: Sequence[dt.date] = (),
 ) -> Validation:
     """Validate typed rows (`casting.cast`) of one or more partitions.
 
     Args:
-        recent: per partition, the row counts of partitions before this batch, newest first; the batch's own earlier
-            partitions are added.
+        recent: the row counts of partitions before this batch, newest first; the batch's own earlier partitions are
+            added.
         days: partitions of the batch; one without rows is judged too.
+
+    Raises:
+        SpecError: a rule that cannot be evaluated, also when there are no rows.
     """
     engine = Engine()
-    frame = to_frame(rows)
-    rules = row_rules(table)
-    broken = engine.run(frame, rules)
-    partition_of = rows[PARTITION].to_pylist()
-    reasons: dict[int, list[str]] = {}
-    warnings: list[str] = []
-    findings: list[Finding] = []
-    for rule, positions in zip(rules, broken, strict=True):
+    found = _Rows(engine, rows, table)
+    stopped, warnings, findings = _partitions(found, recent, days)
+    counts = dict.fromkeys(days, 0) | {day.date(): n for day, n in found.frame[PARTITION].value_counts().items()}
+    return Validation(
+        bad=found.bad(),
+        stopped=stopped,
+        warnings=(*found.warnings, *warnings),
+        findings=(*found.findings, *findings),
+        rows={day: int(n) for day, n in sorted(counts.items())},
+    )
+
+
+def bad_rows(rows: pa.Table, table: TableSpec, beside: pa.Table | None = None) -> dict[int, tuple[str, ...]]:
+    """Row position -> reasons, by the row rules alone.
+
+    Args:
+        beside: rows of the same partitions that are trusted already: rules about rows together see them too.
+    """
+    return _Rows(Engine(), rows, table, beside).bad()
+
+
+class _Rows:
+    """The row rules over typed rows: those of a row alone first, then those of rows together over what is left."""
+
+    def __init__(self, engine: Engine, rows: pa.Table, table: TableSpec, beside: pa.Table | None = None) -> None:
+        self.engine, self.rows, self.table = engine, rows, table
+        self.frame = to_frame(rows)
+        self.reasons: dict[int, list[str]] = {}
+        self.warnings: list[str] = []
+        self.findings: list[Finding] = []
+        self.wholes = [_declared(e, table) for e in table.expectations if _level(e) == "partition"]
+        self.togethers = [_declared(e, table) for e in table.expectations if _level(e) == "together"]
+        alone = row_rules(table)
+        for rule in (*alone, *self.togethers, *self.wholes):
+            rule.expectation()
+        for rule, positions in zip(alone, engine.run(self.frame, alone), strict=True):
+            self._note(rule, positions)
+        self.fit = self._winners() if self.wholes else None
+        if self.togethers:
+            self._together(beside)
+
+    def bad(self) -> dict[int, tuple[str, ...]]:
+        return {position: tuple(reasons) for position, reasons in sorted(self.reasons.items())}
+
+    def _note(self, rule: Rule, positions: Sequence[int]) -> None:
         said = rule.said + (f" ({rule.because})" if rule.because else "")
-        values = _values(rows, rule, positions)
-        findings.append(
+        values = _values(self.rows, rule, positions)
+        self.findings.append(
             Finding(rule.type, rule.args, "row", rule.severity, rule.because, len(positions), tuple(values[:EXAMPLES]))
         )
         if rule.severity == "warning" and positions:
-            warnings.append(f"{len(positions)} rows: {said}, found for example {values[0]}")
+            self.warnings.append(f"{len(positions)} rows: {said}, found for example {values[0]}")
         elif rule.severity == "error":
             for position, value in zip(positions, values, strict=True):
-                reasons.setdefault(position, []).append(f"{said}, found {value}")
-    stopped, more, partition_findings = _partitions(engine, rows, frame, table, reasons, recent or {}, days)
-    counts = dict.fromkeys(days, 0) | pd.Series(partition_of).value_counts().to_dict()
-    return Validation(
-        bad={position: tuple(found) for position, found in sorted(reasons.items())},
-        stopped=stopped,
-        warnings=(*warnings, *more),
-        findings=(*findings, *partition_findings),
-        rows={day: int(n) for day, n in sorted(counts.items())},
-    )
+                self.reasons.setdefault(position, []).append(f"{said}, found {value}")
+
+    def _winners(self, beside: pa.Table | None = None) -> np.ndarray:
+        """Positions of the rows that would be published; those of `beside` follow."""
+        rows = self.rows
+        if beside is not None:
+            shared = [name for name in rows.column_names if name in beside.column_names]
+            rows = pa.concat_tables([rows.select(shared), beside.select(shared)], promote_options="permissive")
+        valid = np.ones(rows.num_rows, dtype=bool)
+        valid[list(self.reasons)] = False
+        at = np.flatnonzero(valid)
+        won = winners(rows.take(pa.array(at)), self.table.key)
+        return at[won.to_numpy(zero_copy_only=False)]
+
+    def _together(self, beside: pa.Table | None) -> None:
+        frame = self.frame
+        if beside is not None:
+            names = [name for name in self.rows.column_names if name in beside.column_names]
+            both = pa.concat_tables([self.rows, beside.select(names)], promote_options="permissive")
+            frame = to_frame(both)
+        caught: list[set[int]] = [set() for _ in self.togethers]
+        known = set(self.reasons)
+        while True:
+            # where a row falls, an earlier delivery of its key takes its place: until none falls
+            fit = frame.iloc[self._winners(beside)]
+            fallen: set[int] = set()
+            for _, mine in fit.groupby(PARTITION):
+                for at, positions in enumerate(self.engine.run(mine, self.togethers)):
+                    new = {position for position in positions if position < self.rows.num_rows}
+                    caught[at] |= new
+                    if self.togethers[at].severity == "error":
+                        fallen |= new
+            if not fallen - known:
+                break
+            known |= fallen
+            for position in fallen:
+                self.reasons.setdefault(position, [])
+        for rule, positions in zip(self.togethers, caught, strict=True):
+            self._note(rule, sorted(positions))
+        self.fit = self._winners() if self.wholes else None
 
 
 def _values(rows: pa.Table, rule: Rule, positions: Sequence[int]) -> list[str]:
@@ -295,21 +418,19 @@ def _text(value: Any) -> str:
 
 
 def _partitions(
-    engine: Engine,
-    rows: pa.Table,
-    frame: pd.DataFrame,
-    table: TableSpec,
-    bad: Mapping[int, Sequence[str]],
-    recent: Mapping[dt.date, Sequence[int]],
-    days: Sequence[dt.date],
+    found: _Rows, recent: Sequence[int], days: Sequence[dt.date]
 ) -> tuple[dict[dt.date, tuple[str, ...]], list[str], list[Finding]]:
-    """Judge one summary row per partition."""
-    summary = _summary(rows, table, bad, recent, days)
+    """Judge one summary row per partition, then what would be published of it."""
+    facts = _facts(found, recent, days)
+    summary = pd.DataFrame(facts)
+    summary[ROW] = np.arange(len(summary))
     rules = [
         Rule(
-            "expect_column_pair_values_a_to_be_greater_than_b", {"column_A": a, "column_B": b, "or_equal": True}, said=s
+            "expect_column_pair_values_a_to_be_greater_than_b",
+            {"column_A": a, "column_B": b, "or_equal": True, "ignore_row_if": "either_value_is_missing"},
+            said=said,
         )
-        for a, b, s in (
+        for a, b, said in (
             ("rows", "min_rows", "rows: expected at least {min_rows:g}{usual}, found {rows:g}"),
             ("max_rows", "rows", "rows: expected at most {max_rows:g}{usual}, found {rows:g}"),
             (
@@ -317,122 +438,128 @@ def _partitions(
                 "bad_share",
                 "bad rows: expected at most {max_bad:.1%}, found {bad_share:.1%} ({bad:g}): {why}",
             ),
-            (
-                "newest_hours",
-                "min_hours",
-                "{fresh}: expected to reach {min_hours:g} h of the day, found {newest_hours:.1f} h",
-            ),
+            ("newest_hours", "min_hours", "{fresh}: expected to reach {min_hours:g} h of the day, found {newest}"),
         )
-    ]
-    rules = [
-        Rule(r.type, {**r.args, "ignore_row_if": "either_value_is_missing"}, said=r.said)
-        for r in rules
-        if not summary.empty and summary[[r.args["column_A"], r.args["column_B"]]].notna().all(axis=1).any()
+        if not summary.empty and summary[[a, b]].notna().all(axis=1).any()
     ]
     stopped: dict[dt.date, list[str]] = {}
     findings, warnings = [], []
-    facts = summary.to_dict("records")
-    for rule, positions in zip(rules, engine.run(summary, rules), strict=True):
+    for rule, positions in zip(rules, found.engine.run(summary, rules), strict=True):
         said = {position: rule.said.format(**facts[position]) for position in positions}
         for position, text in said.items():
             stopped.setdefault(facts[position]["day"], []).append(text)
         findings.append(
             Finding(rule.type, rule.args, "partition", "error", "", len(positions), tuple(said.values())[:EXAMPLES])
         )
-    aggregates = [e for e in table.expectations if not e.type.startswith(ROW_RULES)]
-    for day in sorted({fact["day"] for fact in facts}) if aggregates else []:
-        mine = frame[frame[PARTITION] == pd.Timestamp(day)]
-        for expectation in aggregates:
-            rule = _declared(expectation)
-            if mine.empty or engine_holds(engine, mine, rule):
-                continue
-            text = f"{rule.said}{f' ({rule.because})' if rule.because else ''}: not so"
-            if rule.severity == "error":
-                stopped.setdefault(day, []).append(text)
-            else:
-                warnings.append(f"{day}: {text}")
-            findings.append(Finding(rule.type, rule.args, "partition", rule.severity, rule.because, 1, (str(day),)))
-    return {day: tuple(found) for day, found in sorted(stopped.items())}, warnings, findings
+    if found.fit is not None and len(found.frame):
+        broken: list[list[str]] = [[] for _ in found.wholes]
+        for instant, mine in found.frame.iloc[found.fit].groupby(PARTITION):
+            day = instant.date()
+            for at, value in enumerate(found.engine.judge(mine, found.wholes)):
+                if value is None:
+                    continue
+                rule = found.wholes[at]
+                text = f"{rule.said}{f' ({rule.because})' if rule.because else ''}, found {value}"
+                broken[at].append(f"{day}: {value}")
+                if rule.severity == "error":
+                    stopped.setdefault(day, []).append(text)
+                else:
+                    warnings.append(f"{day}: {text}")
+        findings += [
+            Finding(r.type, r.args, "partition", r.severity, r.because, len(b), tuple(b[:EXAMPLES]))
+            for r, b in zip(found.wholes, broken, strict=True)
+        ]
+    return {day: tuple(reasons) for day, reasons in sorted(stopped.items())}, warnings, findings
 
 
-def engine_holds(engine: Engine, frame: pd.DataFrame, rule: Rule) -> bool:
-    """Whether an aggregate expectation (of a whole partition) holds."""
-    batch = engine._batches.get_batch(batch_parameters={"dataframe": frame})
-    return bool(engine._validate(batch, [rule], "BOOLEAN_ONLY")[0].success)
-
-
-def _summary(
-    rows: pa.Table,
-    table: TableSpec,
-    bad: Mapping[int, Sequence[str]],
-    recent: Mapping[dt.date, Sequence[int]],
-    days: Sequence[dt.date],
-) -> pd.DataFrame:
-    frame = pd.DataFrame({"day": rows[PARTITION].to_pylist()})
+def _facts(found: _Rows, recent: Sequence[int], days: Sequence[dt.date]) -> list[dict[str, Any]]:
+    """Counts, bounds and freshness of each partition."""
+    rows, table, bounds = found.rows, found.table, found.table.row_count
+    frame = pd.DataFrame({"day": found.frame[PARTITION]})
     # a file delivered twice does not make a day twice as large
     frame["counted"] = winners(rows, table.key).to_numpy(zero_copy_only=False)
     frame["bad"] = False
-    frame.loc[list(bad), "bad"] = True
+    frame.loc[list(found.reasons), "bad"] = True
+    frame["hours"] = np.nan
     if table.freshness:
-        newest = pc.subtract(rows[table.freshness.column], rows[PARTITION].cast(pa.timestamp("us")))
-        frame["hours"] = newest.cast(pa.int64()).to_numpy(zero_copy_only=False) / 3.6e9
-    grouped = frame.groupby("day")
-    by_day = dict(list(grouped))
-    facts = []
-    bounds = table.row_count
-    history: list[int] = []
+        frame["hours"] = _hours(rows, table).where(~frame["bad"])
+    by_day = {day.date(): group for day, group in frame.groupby("day")}
+    why = _commonest(rows, found.reasons)
+    facts: list[dict[str, Any]] = []
+    history = list(recent)
     for day in sorted({*days, *by_day}):
-        group = by_day.get(day)
-        delivered = 0 if group is None else len(group)
-        size = 0 if group is None else int(group["counted"].sum())
-        usual = [*reversed(history), *recent.get(day, ())][: bounds.recent_partitions]
+        group = by_day.get(day, frame.iloc[:0])
+        size, number = int(group["counted"].sum()), int(group["bad"].sum())
+        usual = history[: bounds.recent_partitions]
         median = statistics.median(usual) if len(usual) >= FEW else None
         low = max(bounds.min, (median or 0) * (bounds.min_ratio or 0))
         highs = [bounds.max, median * bounds.max_ratio if median and bounds.max_ratio else None]
-        number = 0 if group is None else int(group["bad"].sum())
+        high = min((float(h) for h in highs if h is not None), default=np.nan)
+        share = number / len(group) if len(group) else np.nan
+        newest, judged = group["hours"].max(), table.freshness is not None and number < len(group)
         facts.append(
             {
                 "day": day,
                 "rows": float(size),
                 "min_rows": float(low),
-                "max_rows": min((float(h) for h in highs if h is not None), default=np.nan),
+                "max_rows": high,
                 "usual": f" (usual: {median:g})" if median is not None else "",
                 "bad": number,
-                "bad_share": number / delivered if delivered else np.nan,
+                "bad_share": share,
                 "max_bad": table.max_bad_share,
-                "why": _commonest(rows, bad, day) if number else "",
+                "why": why.get(day, ""),
                 "fresh": table.freshness.column if table.freshness else "",
-                "newest_hours": float(group["hours"].max()) if table.freshness and group is not None else np.nan,
-                "min_hours": table.freshness.hours if table.freshness and size else np.nan,
+                "newest": "no value" if np.isnan(newest) else f"{newest:.1f} h",
+                "newest_hours": (-np.inf if np.isnan(newest) else float(newest)) if judged else np.nan,
+                "min_hours": table.freshness.hours if table.freshness and judged else np.nan,
             }
         )
-        if size:
-            history.append(size)
-    summary = pd.DataFrame(facts)
-    summary[ROW] = np.arange(len(summary))
-    return summary
+        # as on single days, a partition that stops is no example for the next
+        if low <= size and not size > high and not share > table.max_bad_share and size:
+            history.insert(0, size)
+    return facts
 
 
-def _commonest(rows: pa.Table, bad: Mapping[int, Sequence[str]], day: dt.date) -> str:
-    """The reason that most bad rows of a partition share, with one example."""
-    at = rows[PARTITION].to_pylist()
-    found: dict[str, list[str]] = {}
-    for position, reasons in bad.items():
-        if at[position] == day:
-            for reason in reasons:
-                found.setdefault(reason.split(", found ")[0], []).append(reason)
-    said, examples = max(found.items(), key=lambda item: (len(item[1]), item[0]))
-    return f"{len(examples)} rows: {examples[0]}" if said else ""
+def _hours(rows: pa.Table, table: TableSpec) -> pd.Series:
+    """Hours from midnight of the partition date to the freshness column, per row."""
+    column = table.freshness.column if table.freshness else ""
+    kind = rows.schema.field(column).type if column in rows.column_names else None
+    if kind is None or not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        found = "no such column" if kind is None else str(kind)
+        raise SpecError(f"{table.name}: freshness.column: expected a date or a timestamp, found {column}: {found}")
+    instant = pa.timestamp("us")
+    elapsed = pc.subtract(rows[column].cast(instant), rows[PARTITION].cast(instant)).cast(pa.int64())
+    return pd.Series(elapsed.to_numpy().astype(float)) / 3.6e9
 
 
-def document(validation: Validation, title: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The result as plain JSON values."""
+def _commonest(rows: pa.Table, bad: Mapping[int, Sequence[str]]) -> dict[dt.date, str]:
+    """Per partition, the reason that most of its bad rows share, with one example."""
+    counted: dict[dt.date, Counter[str]] = {}
+    example: dict[tuple[dt.date, str], str] = {}
+    of = rows[PARTITION].take(pa.array(list(bad), pa.int64())).to_pylist()
+    for day, reasons in zip(of, bad.values(), strict=True):
+        for reason in reasons:
+            rule = reason.split(", found ")[0]
+            counted.setdefault(day, Counter())[rule] += 1
+            example.setdefault((day, rule), reason)
+    said = {}
+    for day, counter in counted.items():
+        rule, number = max(counter.items(), key=lambda item: (item[1], item[0]))
+        said[day] = f"{number} rows: {example[day, rule]}"
+    return said
+
+
+def document(
+    validation: Validation, title: str, facts: Mapping[str, Any], unreadable: Mapping[dt.date, str] | None = None
+) -> dict[str, Any]:
+    """The result as plain JSON values; `unreadable` partitions are stopped too."""
+    stopped = {**validation.stopped, **{day: (reason,) for day, reason in (unreadable or {}).items()}}
     return {
         "title": title,
         **facts,
-        "success": not validation.stopped and not validation.bad,
+        "success": not stopped and not validation.bad,
         "partitions": {day.isoformat(): n for day, n in validation.rows.items()},
-        "stopped": {day.isoformat(): list(reasons) for day, reasons in validation.stopped.items()},
+        "stopped": {day.isoformat(): list(reasons) for day, reasons in sorted(stopped.items())},
         "quarantined_rows": len(validation.bad),
         "warnings": list(validation.warnings),
         "expectations": [
@@ -461,11 +588,10 @@ def page(doc: Mapping[str, Any]) -> bytes:
 
     broken = [e for e in doc["expectations"] if e["unexpected"]]
     held = [e for e in doc["expectations"] if not e["unexpected"]]
-    verdict = (
-        "Stopped: nothing was published."
-        if doc["stopped"]
-        else f"{doc['quarantined_rows']} rows quarantined, the others are fit."
-    )
+    verdict = f"{doc['quarantined_rows']} rows broke a rule."
+    if doc["stopped"]:
+        days = {*doc["partitions"], *doc["stopped"]}
+        verdict += f" Stopped: {len(doc['stopped'])} of {len(days)} partitions, of which nothing is published."
     parts = [
         f"<h1>{html.escape(doc['title'])}</h1><p><b>{html.escape(verdict)}</b></p>",
         table(["partition", "why it was stopped"], [(d, "; ".join(r)) for d, r in doc["stopped"].items()]),

@@ -105,11 +105,13 @@ class ModelBundle:
         """P(label) per row, shape (rows,), float32."""
         import xgboost
 
-        return self._booster.predict(xgboost.DMatrix(self.matrix(features), enable_categorical=True))
+        found: np.ndarray = self._booster.predict(xgboost.DMatrix(self.matrix(features), enable_categorical=True))
+        return found
 
     def contributions(self, features: pa.Table) -> np.ndarray:
         """SHAP values in log-odds, shape (rows, features + 1), the last column the bias."""
         import xgboost
 
         data = xgboost.DMatrix(self.matrix(features), enable_categorical=True)
-        return self._booster.predict(data, pred_contribs=True)
+        found: np.ndarray = self._booster.predict(data, pred_contribs=True)
+        return found

@@ -54,7 +54,8 @@ def split(rows: pa.Table, as_of: dt.date, training: Training) -> Split:
 
 def label_of(rows: pa.Table) -> np.ndarray:
     """The label as 0/1, shape (rows,)."""
-    return rows["label"].to_numpy().astype("int8")
+    found: np.ndarray = rows["label"].to_numpy().astype("int8")
+    return found
 
 
 def _params(spec: ModelSpec, overrides: dict[str, Any] | None) -> dict[str, Any]:

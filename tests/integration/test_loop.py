@@ -1,0 +1,463 @@
+"""One real loop through a real Airflow on real flights, read back with other tools than the engine's.
+
+Rows come from plain boto3, csv, sqlite3 and DuckDB on Parquet. PyIceberg's StaticTable, with its own file access, only
+says which data files are live.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import duckdb
+import httpx
+import pytest
+import yaml
+from rich.console import Console
+
+from include.evergreen.local import demo
+from include.evergreen.local.api import Api, ApiError
+from include.evergreen.local.layout import PORTS, PROJECT, Layout
+from include.evergreen.local.stack import Stack
+from tests.conftest import free_port
+
+DAY = dt.timedelta(days=1)
+SCENARIO = demo.Scenario(
+    history_from=dt.date(2013, 1, 1),
+    train_as_of=dt.date(2013, 3, 1),
+    replay_from=dt.date(2013, 3, 2),
+    replay_until=dt.date(2013, 3, 4),
+)
+FIRST, SECOND, LAST = SCENARIO.days
+BROKEN, WAITING = LAST + DAY, LAST + 2 * DAY
+INGEST, SCORE, MONITOR, TRAIN = demo.INGEST, demo.SCORE, demo.MONITOR, demo.TRAIN
+KEY = {
+    "schedules": ["flight_date", "carrier", "flight", "origin"],
+    "actuals": ["flight_date", "carrier", "flight", "origin"],
+    "weather": ["origin", "time_hour"],
+    "planes": ["tailnum"],
+}
+MART_TABLES = (
+    "flight_delay_predictions",
+    "flight_delay_labels",
+    "ingest_batches",
+    "scorings",
+    "champions",
+    "monitorings",
+    "ledger",
+)
+REASON = re.compile(r"(\w+) = .+ \([+-]\d+\.\d\d\)")
+RUNBOOK = "docs/runbooks/ingest-stopped.md"
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Loop:
+    """A running stack and the plain clients that look at it from outside."""
+
+    stack: Stack
+    api: Api
+    s3: Any
+    cache: Path
+    said: io.StringIO
+    _counter: Iterator[int] = field(default_factory=lambda: iter(range(10**6)))
+
+    @property
+    def layout(self) -> Layout:
+        return self.stack.layout
+
+    # --- reading back ------------------------------------------------------------------------------------------------
+
+    def get(self, bucket: str, key: str) -> bytes:
+        return bytes(self.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+    def keys(self, bucket: str, prefix: str) -> list[str]:
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def delivered(self, table: str, day: dt.date, suffix: str = "") -> Rows:
+        """Rows of one file in the landing bucket, as text."""
+        text = gzip.decompress(self.get("landing", file_key(table, day, suffix))).decode()
+        return list(csv.DictReader(io.StringIO(text)))
+
+    def put(self, key: str, data: bytes) -> None:
+        self.s3.put_object(Bucket="landing", Key=key, Body=data)
+
+    def sql(self, database: Path, query: str, *values: Any) -> Rows:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=20)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(query, [str(value) for value in values])]
+
+    def mart(self, query: str, *values: Any) -> Rows:
+        return self.sql(self.layout.mart_db, query, *values)
+
+    def metadata_location(self, table: str) -> str:
+        namespace, name = table.split(".")
+        query = "select metadata_location from iceberg_tables where table_namespace = ? and table_name = ?"
+        [row] = self.sql(self.layout.catalog_db, query, namespace, name)
+        return str(row["metadata_location"])
+
+    def files(self, table: str) -> str:
+        """The live data files of a lake table as DuckDB reads them."""
+        from pyiceberg.table import StaticTable
+
+        secrets = self.layout.secrets
+        properties = {
+            "py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO",
+            "s3.endpoint": self.layout.s3_url,
+            "s3.access-key-id": secrets.s3_access_key,
+            "s3.secret-access-key": secrets.s3_secret_key,
+            "s3.region": "us-east-1",
+        }
+        tasks = list(StaticTable.from_metadata(self.metadata_location(table), properties).scan().plan_files())
+        assert not [task for task in tasks if task.delete_files]
+        paths = []
+        for task in tasks:
+            bucket, key = task.file.file_path.removeprefix("s3://").split("/", 1)
+            path = self.cache / key.replace("/", "_")
+            if not path.exists():
+                path.write_bytes(self.get(bucket, key))
+            paths.append(str(path))
+        return f"read_parquet({paths}, union_by_name = true)"
+
+    def lake(self, query: str, *values: Any) -> Rows:
+        """Rows of a query whose `{namespace.table}` are lake tables."""
+        text = re.sub(r"\{(\w+\.\w+)\}", lambda match: self.files(match[1]), query)
+        with duckdb.connect() as connection:
+            found = connection.execute(text, list(values))
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+    # --- doing -------------------------------------------------------------------------------------------------------
+
+    def until(self, what: str, found: Callable[[], Any], timeout: float = 60) -> Any:
+        """The first true answer of `found`."""
+        deadline = time.monotonic() + timeout
+        while not (answer := found()):
+            assert time.monotonic() < deadline, f"expected within {timeout:.0f} s: {what}"
+            time.sleep(0.2)
+        return answer
+
+    def runs(self, dag_id: str, key: str) -> Rows:
+        """Runs of a partition, oldest first."""
+        found = [run for run in self.api.dag_runs(dag_id) if run["partition_key"] == key]
+        return sorted(found, key=lambda run: str(run["queued_at"]))
+
+    def run_of(self, dag_id: str, key: str, known: Rows = ()) -> dict[str, Any]:  # type: ignore[assignment]
+        """The run of a partition that is not `known`, once it has ended well."""
+        old = {run["dag_run_id"] for run in known}
+        fresh = lambda: [run for run in self.runs(dag_id, key) if run["dag_run_id"] not in old]  # noqa: E731
+        run = self.until(f"a new run of {dag_id} {key}", fresh)[0]
+        return self.succeeded(dag_id, run["dag_run_id"])
+
+    def succeeded(self, dag_id: str, run_id: str, timeout: float = 120) -> dict[str, Any]:
+        run = self.api.wait_run(dag_id, run_id, timeout)
+        assert run["state"] == "success", f"{dag_id} {run_id}: {self.api.failed_tasks(dag_id, run_id)}"
+        return run
+
+    def clear(self, dag_id: str, run_id: str) -> None:
+        self.api.request("POST", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/clear", {"dry_run": False})
+        self.succeeded(dag_id, run_id)
+
+    def followed(self, dag_id: str, run_id: str, key: str) -> None:
+        """Clear a run and wait for everything that its events pull."""
+        after = {INGEST: (SCORE, MONITOR), SCORE: (MONITOR,), MONITOR: ()}[dag_id]
+        known = {follower: self.runs(follower, key) for follower in after}
+        self.clear(dag_id, run_id)
+        for follower in after:
+            self.run_of(follower, key, known[follower])
+
+    def trigger(self, dag_id: str, **kwargs: Any) -> str:
+        self.api.unpause(dag_id)
+        run_id = self.api.trigger_run(dag_id, **kwargs)
+        self.succeeded(dag_id, run_id)
+        return run_id
+
+    def log(self, dag_id: str, run_id: str, task: dict[str, Any]) -> str:
+        """What the UI shows of the last try of a task."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task['task_id']}/logs"
+        answer = self.api.request(
+            "GET", f"{path}/{task['try_number']}", params={"map_index": task["map_index"], "full_content": True}
+        )
+        return json.dumps(answer["content"], ensure_ascii=False)
+
+    def pushed(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        """What a task returned."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/xcomEntries/return_value"
+        return self.api.request("GET", path, params={"deserialize": False})["value"]
+
+
+def file_key(table: str, day: dt.date, suffix: str = "") -> str:
+    return f"nyc_flights/{table}/{day}{suffix}.csv.gz"
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, int, str]:
+    return str(row["flight_date"]), row["carrier"], int(row["flight"]), row["origin"]
+
+
+@pytest.fixture(scope="module")
+def upstream() -> dict[str, bytes]:
+    """{key: gzip} of what the upstream delivers for the two days after the scenario."""
+    from include.evergreen.specs import load_source
+    from include.sources.nyc_flights.publish import files
+
+    spec = load_source(PROJECT / "include/sources/nyc_flights/source.yaml")
+    found = files(spec, BROKEN, WAITING)
+    return {key: gzip.compress(data, mtime=0) for key, data in found.items() if "/planes/" not in key}
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    """The demo on a slice of the flights, in a stack of its own."""
+    import boto3
+
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "cache").mkdir()
+    ports: set[int] = set()
+    while len(ports) < len(PORTS):
+        ports.add(free_port())
+    layout = Layout.from_env(
+        {
+            "EVERGREEN_VAR": str(folder / "var"),
+            **{variable: str(port) for (variable, _), port in zip(PORTS.values(), ports, strict=True)},
+        }
+    )
+    said = io.StringIO()
+    environment = dict(os.environ)
+    try:
+        with Stack(layout) as stack:
+            shortfalls = demo.run(stack, SCENARIO, Console(file=said, width=200))
+            assert shortfalls == [], said.getvalue()
+            s3 = boto3.client(
+                "s3",
+                endpoint_url=layout.s3_url,
+                region_name="us-east-1",
+                aws_access_key_id=layout.secrets.s3_access_key,
+                aws_secret_access_key=layout.secrets.s3_secret_key,
+                config=boto3.session.Config(
+                    s3={"addressing_style": "path"}, request_checksum_calculation="when_required"
+                ),
+            )
+            with Api.login(layout) as api:
+                yield Loop(stack, api, s3, folder / "cache", said)
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def assert_all_rows_accounted_for(loop: Loop, table: str) -> None:
+    """Rows of the files = trusted + quarantined + duplicates, in the mart and in the live files of the lake."""
+    in_files: Counter[str] = Counter()
+    for key in loop.keys("landing", f"nyc_flights/{table}/"):
+        day = re.search(r"\d{4}-\d\d-\d\d", key)
+        assert day is not None
+        in_files[day[0]] += len(list(csv.reader(io.StringIO(gzip.decompress(loop.get("landing", key)).decode())))) - 1
+    batches = {row["partition_date"]: row for row in loop.mart("select * from ingest_batches where table_name = ?", table)}
+    assert {day: row["rows_in"] for day, row in batches.items()} == in_files
+    assert {row["status"] for row in batches.values()} == {"published"}
+    stored = {}
+    for kind in ("trusted", "quarantine"):
+        held = f"{kind}.{table}"
+        tables = [f"{row['table_namespace']}.{row['table_name']}" for row in loop.sql(loop.layout.catalog_db, CATALOG)]
+        query = f"select partition_date::varchar as day, count(*) as n from {{{held}}} group by 1"
+        stored[kind] = {row["day"]: row["n"] for row in loop.lake(query)} if held in tables else {}
+    for day, batch in batches.items():
+        assert batch["trusted"] == stored["trusted"].get(day, 0), (table, day)
+        assert batch["quarantined"] == stored["quarantine"].get(day, 0), (table, day)
+        assert in_files[day] == batch["trusted"] + batch["quarantined"] + batch["duplicates"], (table, day)
+    assert set(stored["trusted"]) | set(stored["quarantine"]) <= set(batches)
+    columns = ", ".join(["partition_date", *KEY[table]])
+    [twice] = loop.lake(f"select count(*) - count(distinct ({columns})) as n from {{trusted.{table}}}")
+    assert twice["n"] == 0
+
+
+CATALOG = "select table_namespace, table_name from iceberg_tables"
+
+
+@pytest.mark.parametrize("table", list(KEY))
+def test_every_delivered_row_is_trusted_quarantined_or_duplicate(loop: Loop, table: str) -> None:
+    assert_all_rows_accounted_for(loop, table)
+
+
+@pytest.mark.parametrize("table", ["schedules", "actuals"])
+def test_trusted_values_are_the_delivered_ones(loop: Loop, table: str) -> None:
+    delivered = {key_of(row): row for row in loop.delivered(table, FIRST)}
+    columns = [name for name in next(iter(delivered.values())) if name not in KEY[table] and name != "time_hour"]
+    trusted = {key_of(row): row for row in loop.lake(f"select * from {{trusted.{table}}} where flight_date = ?", FIRST)}
+    assert trusted.keys() == delivered.keys()
+    for key, row in trusted.items():
+        expected = {name: None if delivered[key][name] == "NA" else delivered[key][name] for name in columns}
+        assert {name: None if row[name] is None else str(row[name]) for name in columns} == expected
+        assert row["source_file"] == file_key(table, FIRST)
+        assert key_of(loop.delivered(table, FIRST)[row["source_row"] - 1]) == key if key == min(trusted) else True
+
+
+@pytest.mark.parametrize(
+    ("table", "day", "column", "value"),
+    [
+        ("schedules", dt.date(2013, 2, 11), "tailnum", "D942DN"),
+        ("weather", dt.date(2013, 2, 12), "wind_speed", "1048.36058"),
+    ],
+)
+def test_a_bad_row_is_in_quarantine_with_its_file_row_and_reason(
+    loop: Loop, table: str, day: dt.date, column: str, value: str
+) -> None:
+    [held] = loop.lake(f"select * from {{quarantine.{table}}}")
+    assert held["partition_date"] == day
+    assert held["source_file"] == file_key(table, day)
+    row = loop.delivered(table, day)[held["source_row"] - 1]
+    assert row[column] == value
+    assert json.loads(held["row"]) == row
+    assert any(column in reason and value in reason for reason in held["reasons"])
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("day", SCENARIO.days, ids=str)
+def test_each_scheduled_flight_of_a_day_has_one_prediction(loop: Loop, day: dt.date) -> None:
+    held = loop.lake("select row from {quarantine.schedules} where partition_date = ?", day)
+    expected = Counter(map(key_of, loop.delivered("schedules", day)))
+    expected -= Counter(key_of(json.loads(row["row"])) for row in held)
+    current = loop.mart("select * from flight_delay_current where as_of = ?", day)
+    assert Counter(map(key_of, current)) == expected
+    threshold = yaml.safe_load((PROJECT / "include/models/flight_delay/model.yaml").read_text())["scoring"]["threshold"]
+    for row in current:
+        assert 0 < row["probability"] < 1
+        assert bool(row["decision"]) == (row["probability"] >= threshold)
+        reasons = [REASON.fullmatch(row[f"reason_{rank}"]) for rank in (1, 2, 3)]
+        assert len({match[1] for match in reasons if match}) == 3, row
+
+    def comparable(rows: Rows) -> list[tuple[Any, ...]]:
+        values = ("probability", "reason_1", "reason_2", "reason_3", "model_version")
+        return sorted((*key_of(row), bool(row["decision"]), *(row[name] for name in values)) for row in rows)
+
+    stored = loop.lake("select * from {predictions.flight_delay} where partition_date = ?", day)
+    assert {str(row["as_of"]) for row in stored} == {str(day)}
+    assert comparable(stored) == comparable(current)
+
+
+def test_probabilities_vary_and_rank_delays(loop: Loop) -> None:
+    rows = loop.mart("select probability, label from flight_delay_outcomes")
+    late = [row["probability"] for row in rows if row["label"]]
+    others = [row["probability"] for row in rows if not row["label"]]
+    assert len({round(row["probability"], 3) for row in rows}) > 50
+    assert sum(late) / len(late) > sum(others) / len(others)
+
+
+def test_outcomes_join_only_days_that_have_matured(loop: Loop) -> None:
+    matured = [day for day in SCENARIO.days if day < LAST]
+    for day in matured:
+        landed = {key_of(r): int(r["arr_delay"]) > 15 for r in loop.delivered("actuals", day) if r["arr_delay"] != "NA"}
+        scored = {key_of(row) for row in loop.mart("select * from flight_delay_current where as_of = ?", day)}
+        rows = loop.mart("select * from flight_delay_outcomes where as_of = ?", day)
+        assert {key_of(row): bool(row["label"]) for row in rows} == {k: v for k, v in landed.items() if k in scored}
+        assert len(rows) == len({key_of(row) for row in rows})
+        assert {row["known_at"][:19] for row in rows} == {f"{day + DAY} 00:00:00"}
+    days = {row["as_of"] for row in loop.mart("select distinct as_of from flight_delay_outcomes where as_of <= ?", LAST)}
+    assert days == {str(day) for day in matured}
+
+
+# --- the champion ----------------------------------------------------------------------------------------------------
+
+
+def alias(loop: Loop, name: str) -> int | None:
+    query = "select version from registered_model_aliases where name = 'flight_delay' and alias = ?"
+    rows = loop.sql(loop.layout.registry_db, query, name)
+    return rows[0]["version"] if rows else None
+
+
+def tags(loop: Loop, version: int) -> dict[str, str]:
+    query = "select key, value from model_version_tags where name = 'flight_delay' and version = ?"
+    return {row["key"]: row["value"] for row in loop.sql(loop.layout.registry_db, query, version)}
+
+
+def champion(loop: Loop) -> dict[str, Any]:
+    return loop.mart("select * from champions order by effective_from desc limit 1")[0]
+
+
+def test_registry_mart_and_ledger_agree_on_the_champion(loop: Loop) -> None:
+    row = champion(loop)
+    [promotion] = loop.mart("select * from ledger where kind = 'promotion' order by id desc limit 1")
+    assert alias(loop, "champion") == row["version"] == json.loads(promotion["evidence"])["version"]
+    [gate] = loop.mart("select * from ledger where kind = 'gate' and run_id = ?", promotion["run_id"])
+    assert (gate["outcome"], promotion["outcome"], row["run_id"]) == ("accepted", "promoted", gate["run_id"])
+    assert json.loads(gate["evidence"])["challenger_sha256"] == tags(loop, row["version"])["sha256"]
+    assert json.loads(gate["reasons"])
+
+
+def test_a_plain_booster_gives_the_stored_probabilities(loop: Loop) -> None:
+    import pandas as pd
+    import xgboost
+
+    scored = loop.mart("select * from flight_delay_current where as_of = ?", FIRST)
+    [version] = {row["model_version"] for row in scored}
+    tagged = tags(loop, version)
+    data = loop.get("lake", f"{tagged['prefix']}/model.ubj")
+    assert hashlib.sha256(data).hexdigest() == tagged["sha256"]
+    bundle = json.loads(loop.get("lake", f"{tagged['prefix']}/bundle.json"))
+
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'")
+        for table in KEY:
+            recent = f"partition_date between '{FIRST - 8 * DAY}' and '{FIRST}'" if table != "planes" else "true"
+            connection.execute(f"create table {table} as from {loop.files(f'trusted.{table}')} where {recent}")
+        connection.execute(
+            "create table entities as select flight_date, carrier, flight, origin, flight_date::timestamp as as_of "
+            f"from schedules where flight_date = '{FIRST}'"
+        )
+        sql = (PROJECT / "include/models/flight_delay/features.sql").read_text()
+        frame = connection.execute(sql).df()
+    values = frame[bundle["features"]].copy()
+    for name in bundle["features"]:
+        if name in bundle["categories"]:
+            values[name] = pd.Categorical(values[name], categories=bundle["categories"][name])
+        else:
+            values[name] = values[name].astype("float32")
+    predicted = xgboost.Booster(model_file=bytearray(data)).predict(xgboost.DMatrix(values, enable_categorical=True))
+    frame["flight_date"] = frame["flight_date"].dt.date
+    expected = {key_of(row): row["probability"] for row in scored}
+    found = {key_of(row): float(p) for row, p in zip(frame.to_dict("records"), predicted, strict=True)}
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("day", SCENARIO.days, ids=str)
+def test_a_day_has_one_verdict_and_a_report(loop: Loop, day: dt.date) -> None:
+    [monitored] = loop.mart("select * from monitorings where as_of = ?", day)
+    [recorded] = loop.mart("select * from ledger where kind = 'verdict' and as_of = ?", day)
+    assert monitored["verdict"] in {"ok", "drift", "performance_drop", "broken_data"}
+    assert (recorded["outcome"], json.loads(recorded["reasons"])) == (
+        monitored["verdict"],
+        json.loads(monitored["reasons"]),
+    )
+    report = json.loads(loop.get("lake", f"reports/flight_delay/{day}.json"))
+    assert (report["model"], report["as_of"], report["version"]) == ("flight_delay", str(day), monitored["version"])
+    [scoring] = loop.mart("select * from scorings where as_of = ? and is_current", day)
+    assert monitored["version"] == scoring["version"]
+    assert monitored["report_uri"] == f"s3://lake/reports/flight_delay/{day}.html"
+    page = loop.get("lake", f"reports/flight_delay/{day}.html")
+    assert b"<html" in page[:2000]
+    assert len(page) > 100_000
+    expected = {"expected": json.loads(monitored["columns"])}
+    print(expected, list(report), file=io.StringIO())

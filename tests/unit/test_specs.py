@@ -1,0 +1,325 @@
+"""What an adopter writes: valid files load, every mistake is named by file, field and value."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from include.evergreen import specs
+from include.evergreen.errors import SpecError
+from tests import examples
+
+SOURCE: dict[str, Any] = {
+    "name": "shop",
+    "description": "A shop",
+    "owner": "tests",
+    "start_date": "2024-01-01",
+    "tables": {
+        "orders": {
+            "description": "Orders of a day",
+            "path": "shop/orders/{date}.csv",
+            "date_column": "day",
+            "key": ["order_id"],
+            "columns": {"day": {"type": "date"}, "order_id": {"type": "integer"}, "amount": {"type": "number"}},
+            "derive": {"doubled": "amount * 2"},
+            "expectations": [{"type": "expect_column_values_to_be_between", "args": {"column": "amount"}}],
+            "freshness": {"column": "day", "hours": 1},
+        },
+        "outcomes": {
+            "description": "What became of them",
+            "path": "shop/outcomes/{date}.csv",
+            "date_column": "day",
+            "lag_days": 1,
+            "key": ["order_id"],
+            "columns": {"day": {"type": "date"}, "order_id": {"type": "integer"}, "took": {"type": "integer"}},
+        },
+    },
+}
+MODEL: dict[str, Any] = {
+    "name": "late_order",
+    "description": "Will an order be late?",
+    "owner": "tests",
+    "source": "shop",
+    "start_date": "2024-01-01",
+    "entity": {"table": "orders", "key": ["order_id"]},
+    "label": {"table": "outcomes", "expression": "took > 3"},
+    "features": {"region": {"type": "category"}, "amount": {"drift": {"method": "wasserstein", "threshold": 0.2}}},
+    "training": {"params": {"max_depth": 3}, "search": {"eta": [0.01, 0.3]}},
+    "gate": {"floors": {"auc": 0.6}, "baseline_by": "region"},
+    "retrain": {"breaches": 2, "windows": 3},
+}
+
+
+class Project:
+    """A project's folder with the specs above, to be spoiled."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.source = root / "include/sources/shop/source.yaml"
+        self.model = root / "include/models/late_order/model.yaml"
+        self.sql = self.model.with_name("features.sql")
+        self.write(self.source, SOURCE)
+        self.write(self.model, MODEL)
+        self.sql.write_text(examples.SQL, encoding="utf-8")
+
+    def write(self, path: Path, spec: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(spec), encoding="utf-8")
+
+    def change(self, path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+        change(spec)
+        self.write(path, spec)
+
+    def error(self) -> str:
+        with pytest.raises(SpecError) as found:
+            specs.models(self.root)
+        return str(found.value)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def put(where: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change that sets a dotted field."""
+    *path, last = where.split(".")
+
+    def change(spec: dict[str, Any]) -> None:
+        for part in path:
+            spec = spec.setdefault(part, {})
+        spec[last] = value
+
+    return change
+
+
+def drop(where: str) -> Callable[[dict[str, Any]], None]:
+    *path, last = where.split(".")
+
+    def change(spec: dict[str, Any]) -> None:
+        for part in path:
+            spec = spec[part]
+        del spec[last]
+
+    return change
+
+
+def test_the_projects_own_specs_load() -> None:
+    assert "nyc_flights" in specs.sources()
+    assert "flight_delay" in specs.models()
+
+
+def test_a_valid_project_loads(project: Project) -> None:
+    model = specs.models(project.root)["late_order"]
+    assert model.sql == examples.SQL
+    assert model.categories == ("region",)
+    assert specs.sources(project.root)["shop"].tables["outcomes"].name == "outcomes"
+
+
+SOURCE_MISTAKES = {
+    "an unknown field": (put("colour", "red"), ["colour", "Extra inputs", "'red'"]),
+    "an unknown field of a table": (put("tables.orders.pth", "x"), ["tables.orders.pth", "'x'"]),
+    "a wrong type": (put("tables.orders.lag_days", "soon"), ["tables.orders.lag_days", "integer", "'soon'"]),
+    "a missing field": (drop("owner"), ["owner", "required"]),
+    "no such column type": (put("tables.orders.columns.amount.type", "money"), ["columns.amount.type", "'money'"]),
+    "a bad name": (put("tables.Orders", SOURCE["tables"]["orders"]), ["tables.Orders", "'Orders'"]),
+    "a path above the bucket": (put("tables.orders.path", "../{date}.csv"), ["tables.orders", "path", "../{date}.csv"]),
+    "a path from the root": (put("tables.orders.path", "/shop/{date}.csv"), ["path", "/shop/{date}.csv"]),
+    "a path without date": (put("tables.orders.path", "shop/orders.csv"), ["path", "{date}", "shop/orders.csv"]),
+    "a reserved column": (
+        put("tables.orders.columns.available_at", {"type": "date"}),
+        ["tables.orders", "columns", "available_at"],
+    ),
+    "a reserved derived column": (put("tables.orders.derive.source_row", "1"), ["tables.orders", "source_row"]),
+    "an undeclared key": (put("tables.orders.key", ["id"]), ["tables.orders", "key", "['id']"]),
+    "an undeclared date column": (put("tables.orders.date_column", "date"), ["date_column", "['date']"]),
+    "a daily table without date": (drop("tables.orders.date_column"), ["tables.orders", "date_column"]),
+    "a share above one": (put("tables.orders.max_bad_share", 5), ["tables.orders.max_bad_share", "5"]),
+    "a table with a second name": (put("tables.orders.name", "sales"), ["tables", "orders", "sales"]),
+    "a wait of nothing": (put("wait.poke_seconds", 0), ["wait.poke_seconds", "greater than 0", "0"]),
+    "another folder's name": (put("name", "store"), ["name", "'shop'", "'store'"]),
+    "not an expectation": (put("tables.orders.expectations", [{"type": "be_nice"}]), ["expectations.0.type", "be_nice"]),
+}
+MODEL_MISTAKES = {
+    "an unknown field": (put("gate.flors", {}), ["gate.flors", "{}"]),
+    "a wrong type": (put("training.window_days", "long"), ["training.window_days", "'long'"]),
+    "N above M": (put("retrain.breaches", 4), ["retrain", "breaches", "3", "4"]),
+    "trials without search": (
+        put("training", {"trials": 5, "search": {}}),
+        ["training.search", "trials > 0"],
+    ),
+    "a feature named as the key": (put("features.order_id", {}), ["features", "order_id"]),
+    "a feature named as the engine's": (put("features.probability", {}), ["features", "probability"]),
+    "a baseline that is no feature": (put("gate.baseline_by", "colour"), ["gate.baseline_by", "'colour'"]),
+    "a distance of numbers on a category": (
+        put("features.region.drift", {"method": "wasserstein"}),
+        ["features.region", "drift.method", "wasserstein", "jensenshannon"],
+    ),
+    "no features": (put("features", {}), ["features", "{}"]),
+    "another folder's name": (put("name", "early_order"), ["name", "'late_order'", "'early_order'"]),
+    "an unknown source": (put("source", "store"), ["source", "shop", "'store'"]),
+    "an unknown entity table": (put("entity.table", "sales"), ["entity.table", "orders", "'sales'"]),
+    "an unknown label table": (put("label.table", "sales"), ["label.table", "outcomes", "'sales'"]),
+    "an unknown reference table": (put("reference_tables", ["sales"]), ["reference_tables", "'sales'"]),
+    "an unknown entity key": (put("entity.key", ["id"]), ["entity.key", "orders", "['id']"]),
+    "a key the labels lack": (put("entity.key", ["order_id", "amount"]), ["entity.key", "outcomes", "amount"]),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), SOURCE_MISTAKES.values(), ids=SOURCE_MISTAKES)
+def test_a_mistake_in_a_source_is_named(project: Project, change: Any, named: list[str]) -> None:
+    project.change(project.source, change)
+    error = project.error()
+    assert [part for part in [str(project.source), *named] if part not in error] == [], error
+
+
+@pytest.mark.parametrize(("change", "named"), MODEL_MISTAKES.values(), ids=MODEL_MISTAKES)
+def test_a_mistake_in_a_model_is_named(project: Project, change: Any, named: list[str]) -> None:
+    project.change(project.model, change)
+    error = project.error()
+    assert [part for part in [str(project.model), *named] if part not in error] == [], error
+
+
+def test_every_mistake_is_named_at_once(project: Project) -> None:
+    project.change(project.source, lambda spec: spec.update(colour="red", schedule=7, owner=None))
+    assert [part for part in ("3 field(s)", "colour", "schedule", "owner") if part not in project.error()] == []
+
+
+def test_a_long_value_is_shortened(project: Project) -> None:
+    project.change(project.source, put("owner", ["x" * 5000]))
+    assert len(project.error()) < 600
+
+
+def test_a_model_needs_its_query(project: Project) -> None:
+    project.sql.unlink()
+    assert str(project.sql) in project.error()
+    project.sql.write_bytes("select 'é'".encode("latin-1"))
+    assert str(project.sql) in project.error()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b"a: [1", "expected YAML"),
+        (b"- 1\n- 2\n", "expected a mapping, found list"),
+        (b"", "expected a mapping, found NoneType"),
+        (b"owner: caf\xe9", "expected UTF-8"),
+        (b"start_date: 2024-13-01", "month must be in 1..12"),
+        (b"owner: \x00", "expected YAML"),
+        (b"!!python/object/apply:os.getcwd []", "expected YAML"),
+    ],
+)
+def test_what_is_no_spec_at_all_is_named(project: Project, text: bytes, named: str) -> None:
+    project.source.write_bytes(text)
+    error = project.error()
+    assert str(project.source) in error
+    assert named in error
+
+
+def test_one_table_has_one_source(project: Project) -> None:
+    other = project.source.parents[1] / "zoo/source.yaml"
+    project.write(other, {**SOURCE, "name": "zoo"})
+    error = project.error()
+    assert [part for part in (str(other), "tables.orders", "'shop'") if part not in error] == []
+    shutil.rmtree(other.parent)
+    assert set(specs.models(project.root)) == {"late_order"}
+
+
+def test_a_spec_cannot_be_changed(project: Project) -> None:
+    model = specs.models(project.root)["late_order"]
+    with pytest.raises(ValidationError, match="frozen"):
+        model.owner = "somebody"  # type: ignore[misc]
+
+
+def test_the_hash_follows_the_spec_and_its_query(project: Project) -> None:
+    def current() -> str:
+        return specs.models(project.root)["late_order"].hash
+
+    first = current()
+    assert current() == first
+    project.change(project.model, put("training.seed", 1))
+    second = current()
+    project.sql.write_text(examples.SQL + "-- a remark", encoding="utf-8")
+    assert len({first, second, current()}) == 3
+
+
+# --- any mutation ----------------------------------------------------------------------------------------------------
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates()
+    | st.binary(max_size=4)
+    | st.sampled_from(["..", "/x/{date}", "{date}", "{", "1d", "orders", "order_id", 10**400, -1, "date", "wasserstein"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(spec: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every path into a nested spec."""
+    yield at
+    items = spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ()
+    for key, value in items:
+        yield from places(value, (*at, key))
+
+
+def mutated(spec: dict[str, Any], at: tuple[Any, ...], kind: str, key: Any, value: Any) -> Any:
+    """`spec` with the part at `at` replaced, removed, or given one more entry."""
+    if not at and kind != "add":
+        return value
+    spec = copy.deepcopy(spec)
+    inner: Any = spec
+    for part in at if kind == "add" else at[:-1]:
+        inner = inner[part]
+    if kind == "add":
+        if isinstance(inner, dict):
+            inner[key] = value
+        elif isinstance(inner, list):
+            inner.append(value)
+    elif kind == "drop":
+        del inner[at[-1]]
+    else:
+        inner[at[-1]] = value
+    return spec
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    which=st.sampled_from(["source", "model"]),
+    where=st.integers(0, 10_000),
+    kind=st.sampled_from(["set", "drop", "add"]),
+    key=st.text(max_size=8) | st.sampled_from(["name", "tables", "drift", "expectations"]),
+    value=values,
+)
+def test_any_spec_loads_or_is_refused(
+    tmp_path: Path, which: str, where: int, kind: str, key: str, value: Any
+) -> None:
+    project = Project(tmp_path)
+    path, spec = (project.source, SOURCE) if which == "source" else (project.model, MODEL)
+    every = list(places(spec))
+    changed = mutated(spec, every[where % len(every)], kind, key, value)
+    try:
+        text = yaml.safe_dump(changed, allow_unicode=True)
+    except (yaml.YAMLError, UnicodeEncodeError):
+        return
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        found = specs.models(tmp_path)
+    except SpecError as error:
+        assert str(tmp_path) in str(error)
+    else:
+        assert all(len(model.hash) == 64 for model in found.values())
