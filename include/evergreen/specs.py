@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from include.evergreen.errors import SpecError
 
@@ -210,7 +210,7 @@ class Training(Spec):
     validation_days: Annotated[int, Field(ge=1)] = 14
     holdout_days: Annotated[int, Field(ge=1)] = 7
     min_rows: int = 1000
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, JsonValue] = Field(default_factory=dict)
     num_boost_round: Annotated[int, Field(ge=1)] = 300
     early_stopping_rounds: int = 20
     seed: int = 20130101

@@ -172,7 +172,11 @@ MODEL_MISTAKES = {
     "an unknown label table": (put("label.table", "sales"), ["label.table", "outcomes", "'sales'"]),
     "an unknown reference table": (put("reference_tables", ["sales"]), ["reference_tables", "'sales'"]),
     "an unknown entity key": (put("entity.key", ["id"]), ["entity.key", "orders", "['id']"]),
-    "a key the labels lack": (put("entity.key", ["order_id", "amount"]), ["entity.key", "outcomes", "amount"]),
+    "a key the labels lack": (
+        lambda spec: spec.update(entity={"table": "orders", "key": ["amount"]}, features={"region": {}}),
+        ["entity.key", "outcomes", "['amount']"],
+    ),
+    "a parameter that no record can hold": (put("training.params.seed", b"\x80"), ["training.params.seed", "x80"]),
 }
 
 

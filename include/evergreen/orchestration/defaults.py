@@ -35,6 +35,7 @@ RUNBOOKS = {
 
 POOL_INGEST = "ingest"
 POOL_SCORING = "scoring"
+POOL_SCORING = "scoring"
 POOL_TRAINING = "training"
 
 

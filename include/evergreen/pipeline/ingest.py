@@ -75,7 +75,8 @@ def late_deliveries(
     }
     if not taken:
         return []
-    under = os.path.commonprefix([prefix(table, min(taken)), prefix(table, max(taken))])
+    # keys share characters, not path parts
+    under = os.path.commonprefix([prefix(table, min(taken)), prefix(table, max(taken))])  # noqa: RUF071
     return [
         info.key
         for day, info in dated(platform.landing, table, under)
@@ -119,7 +120,7 @@ def land(
 
     deliveries = fetch(platform.landing, table, list(dates))
     root = f"raw/{source.name}/{table.name}/"
-    shared = os.path.commonprefix([dates[0].isoformat(), dates[-1].isoformat()])
+    shared = os.path.commonprefix([dates[0].isoformat(), dates[-1].isoformat()])  # noqa: RUF071
     known = {info.key for info in platform.objects.list(root + shared)}
 
     def keep(delivery: Any) -> None:
@@ -216,9 +217,7 @@ def _split(raw: pa.Table, typed: pa.Table, table: TableSpec, bad: dict[int, tupl
     positions = pa.array(np.flatnonzero(mask))
     taken = typed.take(positions)
     texts = _in_order(raw)
-    place = ["partition_date", ORDER, "source_row"]
-    if not texts.select(place).equals(typed.select(place)):
-        raise AccountingError(f"{table.name}: expected typed rows in the order of their text, found another order")
+    _check_order(table, texts, typed)
     originals = texts.take(positions).select(list(table.columns)).to_pylist()
     quarantined = pa.table(
         {
@@ -233,6 +232,14 @@ def _split(raw: pa.Table, typed: pa.Table, table: TableSpec, bad: dict[int, tupl
         "quarantined": quarantined,
         "duplicates": valid.filter(pc.invert(won)).select(columns),
     }
+
+
+def _check_order(table: TableSpec, texts: pa.Table, typed: pa.Table) -> None:
+    from include.evergreen.quality.deliveries import ORDER
+
+    place = ["partition_date", ORDER, "source_row"]
+    if not texts.select(place).equals(typed.select(place)):
+        raise AccountingError(f"{table.name}: expected typed rows in the order of their text, found another order")
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
@@ -386,6 +393,7 @@ def _release(platform: Platform, table: TableSpec, held: pa.Table, batches: dict
     there = there.append_column(ORDER, pa.array([order.get(file, -1) for file in files], pa.int32()))
 
     typed = cast(raw, table)
+    _check_order(table, raw, typed)
     bad = bad_rows(typed, table, there)
     passed = typed.filter(pa.array([i not in bad for i in range(typed.num_rows)], pa.bool_()))
     kept = held.take(pa.array(list(bad), pa.int64()))
@@ -429,6 +437,8 @@ def _settle(
             continue
         count = Count(batch["rows_in"], good, left, batch["rows_in"] - good - left)
         released, repeated = good - batch["trusted"], count.duplicates - batch["duplicates"]
+        if released < 0 or repeated < 0:
+            raise AccountingError(f"{table.name} of {day}: expected released rows beside {batch}, found {count}")
         platform.mart.append_decision(
             kind="quarantine_release",
             subject=f"{source.name}.{table.name}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
-from include.evergreen.errors import NotFound
+from include.evergreen.errors import ChecksumMismatch, NotFound
 from include.evergreen.promotion.ports import TrainingRecord, Version
 from include.evergreen.training.bundle import ModelBundle
 
@@ -22,16 +23,25 @@ class MemoryRegistry:
         for version in known:
             if version.run_id == record.key:
                 return version
-        version = Version(bundle.model, len(known) + 1, bundle.as_of, record.key, bundle.sha256)
+        files = bundle.files()
+        tags = {"bundle_sha256": hashlib.sha256(files["bundle.json"]).hexdigest()}
+        version = Version(bundle.model, len(known) + 1, bundle.as_of, record.key, bundle.sha256, tags=tags)
         known.append(version)
-        self._files[bundle.model, version.number] = bundle.files()
+        self._files[bundle.model, version.number] = files
         self.records[record.key] = record
         return version
 
     def load(self, model: str, number: int) -> ModelBundle:
         if (model, number) not in self._files:
             raise NotFound(f"model {model}: expected version {number}, found {len(self.versions(model))} version(s)")
-        return ModelBundle.from_files(self._files[model, number])
+        files = self._files[model, number]
+        expected, found = (
+            next(v.tags["bundle_sha256"] for v in self._versions[model] if v.number == number),
+            hashlib.sha256(files["bundle.json"]).hexdigest(),
+        )
+        if found != expected:
+            raise ChecksumMismatch(f"{model} version {number}, bundle.json: expected SHA-256 {expected}, found {found}")
+        return ModelBundle.from_files(files)
 
     def champion(self, model: str) -> Version | None:
         return next((v for v in self.versions(model) if "champion" in v.aliases), None)

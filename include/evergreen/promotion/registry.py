@@ -6,8 +6,10 @@ import datetime as dt
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from include.evergreen.errors import NotFound, Unavailable
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 KEY = "evergreen.key"
 FILES = ("bundle.json", "model.ubj", "reference.parquet")
+MAX_PARAM, MAX_TAG = 6000, 8000
+"""Characters of a value that MLflow keeps."""
 
 
 class MlflowRegistry:
@@ -105,17 +109,21 @@ class MlflowRegistry:
             files = bundle.files()
             for name, data in files.items():
                 self._objects.put(f"{prefix}/{name}", data)
-            self._objects.put(f"{prefix}/lineage.json", _json(record.lineage), "application/json")
+            lineage = {**record.lineage, "params": record.params}
+            self._objects.put(f"{prefix}/lineage.json", _json(lineage), "application/json")
             self._objects.put(f"{prefix}/importances.json", _json(record.importances), "application/json")
             now = int(time.time() * 1000)
+            params = {k: str(v) for k, v in record.params.items()}
+            tags = {
+                "lineage": self._objects.uri(f"{prefix}/lineage.json"),
+                **{f"lineage.{k}": v if isinstance(v, str) else _line(v) for k, v in record.lineage.items()},
+            }
+            # MLflow cuts what is too long for it: half a JSON is worse than none, and lineage.json has all of it
             self._client.log_batch(
                 run_id,
                 metrics=[Metric(k, v, now, 0) for k, v in record.metrics.items() if v == v],
-                params=[Param(k, str(v)) for k, v in record.params.items()],
-                tags=[
-                    RunTag(f"lineage.{k}", v if isinstance(v, str) else json.dumps(v))
-                    for k, v in record.lineage.items()
-                ],
+                params=[Param(k, v) for k, v in params.items() if len(v) <= MAX_PARAM],
+                tags=[RunTag(k, v) for k, v in tags.items() if len(v) <= MAX_TAG],
             )
             try:
                 self._client.create_registered_model(bundle.model)
@@ -168,13 +176,21 @@ class MlflowRegistry:
     def versions(self, model: str) -> list[Version]:
         with self._errors():
             found = self._client.search_model_versions(f"name = '{model}'", max_results=10_000)
-        versions = sorted((self._version(v) for v in found), key=lambda v: v.number)
-        champion = self.champion(model)
-        return [champion if champion and champion.number == v.number else v for v in versions]
+            # a search leaves the aliases out
+            aliases = self._client.get_registered_model(model).aliases if found else {}
+        named: dict[int, list[str]] = defaultdict(list)
+        for alias, number in sorted(aliases.items()):
+            named[int(number)].append(alias)
+        versions = (replace(version, aliases=tuple(named[version.number])) for version in map(self._version, found))
+        return sorted(versions, key=lambda version: version.number)
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, default=str).encode()
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _sha256(data: bytes) -> str:

@@ -193,7 +193,7 @@ def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
     _check_quotes(delivery, text, table.delimiter)
     try:
         rows = csv.read_csv(
-            io.BytesIO(text),
+            io.BytesIO(text if end >= 0 else text + b"\n"),
             read_options=csv.ReadOptions(column_names=header, skip_rows=1, use_threads=False),
             parse_options=csv.ParseOptions(delimiter=table.delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(

@@ -251,7 +251,7 @@ class Engine:
         if not rules:
             return []
         # an id keeps two equal rules apart and the results in order
-        expectations = []
+        expectations: list[Any] = []
         for rule in rules:
             expectation = rule.expectation()
             expectation.meta = {"position": len(expectations)}
@@ -278,7 +278,7 @@ def to_frame(rows: pa.Table) -> pd.DataFrame:
         rows = rows.set_column(rows.column_names.index(name), name, rows[name].cast(pa.timestamp("s")))
     # a column of integers without nulls is quicker as numpy's
     plain = {f.name for f in rows.schema if f.type == pa.int64() and rows[f.name].null_count == 0}
-    frame = rows.to_pandas(types_mapper=types.get)
+    frame: pd.DataFrame = rows.to_pandas(types_mapper=types.get)
     frame = frame.astype(dict.fromkeys(plain, "int64"))
     frame[ROW] = np.arange(len(frame))
     return frame
@@ -303,14 +303,20 @@ def validate(
     engine = Engine()
     found = _Rows(engine, rows, table)
     stopped, warnings, findings = _partitions(found, recent, days)
-    counts = dict.fromkeys(days, 0) | {day.date(): n for day, n in found.frame[PARTITION].value_counts().items()}
+    counts = dict.fromkeys(days, 0) | {day: len(mine) for day, mine in by_day(found.frame)}
     return Validation(
         bad=found.bad(),
         stopped=stopped,
         warnings=(*found.warnings, *warnings),
         findings=(*found.findings, *findings),
-        rows={day: int(n) for day, n in sorted(counts.items())},
+        rows=dict(sorted(counts.items())),
     )
+
+
+def by_day(frame: pd.DataFrame) -> list[tuple[dt.date, pd.DataFrame]]:
+    """The rows of each partition."""
+    days: Any = frame.groupby(PARTITION)
+    return [(instant.date(), mine) for instant, mine in days]
 
 
 def bad_rows(rows: pa.Table, table: TableSpec, beside: pa.Table | None = None) -> dict[int, tuple[str, ...]]:
@@ -357,7 +363,7 @@ class _Rows:
             for position, value in zip(positions, values, strict=True):
                 self.reasons.setdefault(position, []).append(f"{said}, found {value}")
 
-    def _winners(self, beside: pa.Table | None = None) -> np.ndarray:
+    def _winners(self, beside: pa.Table | None = None) -> Any:
         """Positions of the rows that would be published; those of `beside` follow."""
         rows = self.rows
         if beside is not None:
@@ -381,7 +387,7 @@ class _Rows:
             # where a row falls, an earlier delivery of its key takes its place: until none falls
             fit = frame.iloc[self._winners(beside)]
             fallen: set[int] = set()
-            for _, mine in fit.groupby(PARTITION):
+            for _, mine in by_day(fit):
                 for at, positions in enumerate(self.engine.run(mine, self.togethers)):
                     new = {position for position in positions if position < self.rows.num_rows}
                     caught[at] |= new
@@ -392,8 +398,8 @@ class _Rows:
             known |= fallen
             for position in fallen:
                 self.reasons.setdefault(position, [])
-        for rule, positions in zip(self.togethers, caught, strict=True):
-            self._note(rule, sorted(positions))
+        for rule, found in zip(self.togethers, caught, strict=True):
+            self._note(rule, sorted(found))
         self.fit = self._winners() if self.wholes else None
 
 
@@ -413,6 +419,7 @@ def _values(rows: pa.Table, rule: Rule, positions: Sequence[int]) -> list[str]:
 def _text(value: Any) -> str:
     if value is None:
         return "nothing"
+    value = value.item() if isinstance(value, np.generic) else value
     text = value.isoformat() if isinstance(value, (dt.date, dt.datetime)) else repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
@@ -453,8 +460,7 @@ def _partitions(
         )
     if found.fit is not None and len(found.frame):
         broken: list[list[str]] = [[] for _ in found.wholes]
-        for instant, mine in found.frame.iloc[found.fit].groupby(PARTITION):
-            day = instant.date()
+        for day, mine in by_day(found.frame.iloc[found.fit]):
             for at, value in enumerate(found.engine.judge(mine, found.wholes)):
                 if value is None:
                     continue
@@ -475,7 +481,7 @@ def _partitions(
 def _facts(found: _Rows, recent: Sequence[int], days: Sequence[dt.date]) -> list[dict[str, Any]]:
     """Counts, bounds and freshness of each partition."""
     rows, table, bounds = found.rows, found.table, found.table.row_count
-    frame = pd.DataFrame({"day": found.frame[PARTITION]})
+    frame = pd.DataFrame({PARTITION: found.frame[PARTITION]})
     # a file delivered twice does not make a day twice as large
     frame["counted"] = winners(rows, table.key).to_numpy(zero_copy_only=False)
     frame["bad"] = False
@@ -483,12 +489,12 @@ def _facts(found: _Rows, recent: Sequence[int], days: Sequence[dt.date]) -> list
     frame["hours"] = np.nan
     if table.freshness:
         frame["hours"] = _hours(rows, table).where(~frame["bad"])
-    by_day = {day.date(): group for day, group in frame.groupby("day")}
+    groups = dict(by_day(frame))
     why = _commonest(rows, found.reasons)
     facts: list[dict[str, Any]] = []
     history = list(recent)
-    for day in sorted({*days, *by_day}):
-        group = by_day.get(day, frame.iloc[:0])
+    for day in sorted({*days, *groups}):
+        group = groups.get(day, frame.iloc[:0])
         size, number = int(group["counted"].sum()), int(group["bad"].sum())
         usual = history[: bounds.recent_partitions]
         median = statistics.median(usual) if len(usual) >= FEW else None
