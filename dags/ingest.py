@@ -36,19 +36,19 @@ def ingest(source: SourceSpec) -> DAG:
     """The ingest DAG of one source."""
     trusted = assets.trusted(source.name)
 
-    @task
+    @task(multiple_outputs=False)
     def land(table: str, dates: list[str]) -> dict[str, Any]:
         if not dates:
             raise AirflowSkipException(f"{table}: no new delivery")
         days = [dt.date.fromisoformat(day) for day in dates]
         return steps.land(platform(), source, source.tables[table], days, runs.run_key())
 
-    @task
+    @task(multiple_outputs=False)
     def validate(table: str, staged: dict[str, Any]) -> dict[str, Any]:
         validated = steps.validate(platform(), source, source.tables[table], staged, runs.run_key())
         return {**validated, "table": table}
 
-    @task
+    @task(multiple_outputs=False)
     def publish(table: str, validated: dict[str, Any]) -> dict[str, Any]:
         return steps.publish(platform(), source, source.tables[table], validated, runs.run_key())
 

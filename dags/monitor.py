@@ -35,11 +35,11 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
     """The monitoring DAG of one model."""
     retrain = assets.retrain_requested(model.name)
 
-    @task
+    @task(multiple_outputs=False)
     def measure() -> dict[str, Any]:
         return steps.measure(platform(), model, source, runs.as_of(), runs.run_key())
 
-    @task
+    @task(multiple_outputs=False)
     def conclude(facts: dict[str, Any]) -> dict[str, Any]:
         return steps.conclude(platform(), model, runs.as_of(), facts, runs.run_key())
 

@@ -29,7 +29,7 @@ from include.evergreen.specs import sources
 TABLES = sorted(f"{source.name}.{table}" for source in sources().values() for table in source.tables)
 
 
-@task
+@task(multiple_outputs=False)
 def replay() -> dict[str, Any]:
     params = runs.params()
     name, table = params["table"].split(".")

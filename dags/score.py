@@ -32,13 +32,13 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
     """The scoring DAG of one model."""
     predictions = assets.predictions(model.name)
 
-    @task
+    @task(multiple_outputs=False)
     def predict() -> dict[str, Any]:
         if not platform().mart.champion_history(model.name):
             raise AirflowSkipException(f"no champion yet: trigger train__{model.name}")
         return steps.predict(platform(), model, source, runs.as_of(), runs.run_key())
 
-    @task(outlets=[predictions])
+    @task(outlets=[predictions], multiple_outputs=False)
     def publish(staged: dict[str, Any]) -> dict[str, Any]:
         published = steps.publish(platform(), model, source, runs.as_of(), staged, runs.run_key())
         runs.emit(predictions, runs.as_of().isoformat(), version=staged["version"], rows=staged["rows"])

@@ -33,29 +33,29 @@ def train(model: ModelSpec) -> DAG:
     """The training DAG of one model."""
     champion, retrain = assets.champion(model.name), assets.retrain_requested(model.name)
 
-    @task
+    @task(multiple_outputs=False)
     def build() -> dict[str, Any]:
         reason = runs.reason(retrain)
         return steps.build(platform(), model, runs.as_of(), runs.run_key(), reason, runs.params()["window_days"])
 
-    @task
+    @task(multiple_outputs=False)
     def check_leaks(built: dict[str, Any]) -> dict[str, Any]:
         return steps.check_leaks(platform(), model, runs.as_of(), built)
 
-    @task
+    @task(multiple_outputs=False)
     def fit(built: dict[str, Any]) -> dict[str, Any]:
         overrides = runs.params()["hyper_parameters"]
         return steps.fit(platform(), model, runs.as_of(), runs.run_key(), built, overrides)
 
-    @task
+    @task(multiple_outputs=False)
     def gate(built: dict[str, Any], fitted: dict[str, Any], leaks: dict[str, Any]) -> dict[str, Any]:
         return steps.decide(platform(), model, runs.as_of(), runs.run_key(), built, fitted, leaks)
 
-    @task
+    @task(multiple_outputs=False)
     def register(built: dict[str, Any], fitted: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
         return steps.register(platform(), model, runs.as_of(), runs.run_key(), built, fitted, decided)
 
-    @task(outlets=[champion])
+    @task(outlets=[champion], multiple_outputs=False)
     def promote(registered: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
         if not decided["accepted"]:
             raise AirflowSkipException(f"refused: {'; '.join(decided['reasons'])}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import math
 import shutil
 import socket
+import sqlite3
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -56,7 +58,8 @@ def record(key: str = "manual-1", **changes: Any) -> TrainingRecord:
 class Case(Protocol):
     """A registry and a hand in its storage."""
 
-    registry: Registry
+    @property
+    def registry(self) -> Registry: ...
 
     def damage(self, number: int, name: str, data: bytes | None = None) -> None:
         """Change one stored file of a version."""
@@ -257,13 +260,13 @@ def test_a_long_spec_or_parameter_is_registered(registry: Registry, length: int)
 
 def test_lineage_is_read_back(mlflow: OnMlflow) -> None:
     long = {"sql": "select 1 -- " + "x" * 9_000}
-    lineage = {"snapshots": {"trusted.orders": "7"}, "code": "3f1c2d9", "spec": long, "reason": "it's \"new\"", "as": 7}
+    lineage = {"snapshots": {"trusted.orders": "7"}, "code": "3f1c2d9", "spec": long, "reason": 'it\'s "new"', "as": 7}
     given = record(lineage=lineage, params={"xgboost.eta": 0.1, "long": "y" * 7_000}, metrics={"auc": math.nan, "b": 1})
     version = mlflow.registry.register(bundle(), given)
     run = mlflow.registry._client.get_run(version.run_id)
     tags = run.data.tags
     assert json.loads(tags["lineage.snapshots"]) == {"trusted.orders": "7"}
-    assert (tags["lineage.code"], tags["lineage.reason"], tags["lineage.as"]) == ("3f1c2d9", "it's \"new\"", "7")
+    assert (tags["lineage.code"], tags["lineage.reason"], tags["lineage.as"]) == ("3f1c2d9", 'it\'s "new"', "7")
     assert "lineage.spec" not in tags, "half a JSON would be worse than none"
     assert run.data.params == {"xgboost.eta": "0.1"}
     assert run.data.metrics == {"b": 1}
@@ -335,15 +338,15 @@ def test_a_dead_object_store_is_unavailable(mlflow: OnMlflow, dead_port: int) ->
     assert mlflow.registry.register(bundle("b"), record("run-2")).number == 2
 
 
-def test_a_dead_database_is_unavailable(settings: Settings, tmp_path: Path) -> None:
-    gone = settings.model_copy(update={"registry_uri": SecretStr(f"sqlite:///{tmp_path}/no/such/folder/registry.db")})
-    with pytest.raises(Unavailable):
-        MlflowRegistry(gone).champion(MODEL)
+def test_a_database_that_cannot_answer_is_unavailable(mlflow: OnMlflow, tmp_path: Path) -> None:
+    mlflow.registry.register(bundle(), record())
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as other:
+        other.execute("drop table registered_model_aliases")
+    with pytest.raises(Unavailable, match="registered_model_aliases"):
+        mlflow.registry.set_alias(MODEL, 1, "champion")
 
 
-def test_a_dead_server_is_unavailable(
-    settings: Settings, dead_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_server_is_unavailable(settings: Settings, dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     gone = settings.model_copy(update={"registry_uri": SecretStr(f"http://127.0.0.1:{dead_port}")})
     for call in (

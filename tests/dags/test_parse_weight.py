@@ -97,7 +97,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_300_models_parse(many: Path, tmp_path: Path) -> None:
     found = parse(sorted((many / "dags").glob("*.py")), tmp_path, many)
-    verbs = {verb: sum(name.startswith(f"{verb}__") for name in found["dags"]) for verb in ("score", "monitor", "train")}
+    verbs = {
+        verb: sum(name.startswith(f"{verb}__") for name in found["dags"]) for verb in ("score", "monitor", "train")
+    }
     assert verbs == dict.fromkeys(verbs, MODELS)
 
 

@@ -31,7 +31,7 @@ def test_a_retrain_key_names_the_model_and_the_date() -> None:
 
 @pytest.mark.parametrize("key", ["", "flight_delay", "2013-07-01|flight_delay", "flight_delay|2013-02-30", "1 July"])
 def test_a_key_without_a_date_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="isoformat|day is out of range"):
+    with pytest.raises(ValueError, match=r"isoformat|day is out of range"):
         assets.date_of(key)
 
 
@@ -49,7 +49,7 @@ class Run:
 
     def __init__(self, partition_key: str | None = None, run_id: str = "manual", **params: Any) -> None:
         self.partition_key = partition_key
-        self.context = {"dag_run": self, "params": params, "run_id": run_id}
+        self.context: dict[str, Any] = {"dag_run": self, "params": params, "run_id": run_id}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_as_of_date_is_the_partition_key_else_the_param(run: Run, within: An
 @pytest.mark.parametrize("run", [Run(), Run(None, as_of=None), Run("tomorrow"), Run(None, as_of="2013-13-01")])
 def test_a_run_without_a_date_is_refused_with_what_it_had(run: Run, within: Any) -> None:
     within(run)
-    with pytest.raises(Refused, match="YYYY-MM-DD.*found"):
+    with pytest.raises(Refused, match=r"YYYY-MM-DD.*found"):
         runs.as_of()
 
 
@@ -93,6 +93,29 @@ def test_a_run_without_a_date_is_refused_with_what_it_had(run: Run, within: Any)
 def test_a_run_key_is_safe_in_keys_tags_and_sql(run_id: str, key: str, within: Any) -> None:
     within(Run(run_id=run_id))
     assert runs.run_key() == key
+
+
+class Event:
+    def __init__(self, *reasons: str) -> None:
+        self.extra = {"reasons": list(reasons)}
+
+
+def test_a_training_says_why_by_its_param_or_its_events(within: Any) -> None:
+    asset = assets.retrain_requested("flight_delay")
+    run = Run("flight_delay|2013-07-01", reason=None)
+    run.context["triggering_asset_events"] = {asset: [Event("drift", "no cooldown"), Event("on schedule", "drift")]}
+    within(run)
+    assert runs.reason(asset) == "drift; no cooldown; on schedule"
+    run.context["params"] = {"reason": "new features"}
+    assert runs.reason(asset) == "new features"
+
+
+def test_a_training_by_hand_without_a_reason_is_refused(within: Any) -> None:
+    run = Run(None, as_of="2013-07-01", reason=None)
+    run.context["triggering_asset_events"] = {}
+    within(run)
+    with pytest.raises(Refused, match="expected the param reason"):
+        runs.reason(assets.retrain_requested("flight_delay"))
 
 
 def test_a_parse_for_one_dag_wants_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_rows_carry_their_file_order_and_arrival() -> None:
     rows, _ = files.read([delivery(HEADER + ROW), delivery(HEADER + ROW * 2, "b.csv")], ORDERS)
     assert rows[files.ORDER].to_pylist() == [0, 1, 1]
     assert rows["source_row"].to_pylist() == [1, 1, 2]
-    assert rows[files.DELIVERED].to_pylist() == [dt.datetime(2024, 1, 2, 3)] * 3
+    assert rows[files.DELIVERED].to_pylist() == [dt.datetime.fromisoformat("2024-01-02T03:00")] * 3
 
 
 def test_a_declared_column_may_be_called_delivery() -> None:

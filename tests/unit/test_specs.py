@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -148,7 +148,10 @@ SOURCE_MISTAKES = {
     "a table with a second name": (put("tables.orders.name", "sales"), ["tables", "orders", "sales"]),
     "a wait of nothing": (put("wait.poke_seconds", 0), ["wait.poke_seconds", "greater than 0", "0"]),
     "another folder's name": (put("name", "store"), ["name", "'shop'", "'store'"]),
-    "not an expectation": (put("tables.orders.expectations", [{"type": "be_nice"}]), ["expectations.0.type", "be_nice"]),
+    "not an expectation": (
+        put("tables.orders.expectations", [{"type": "be_nice"}]),
+        ["expectations.0.type", "be_nice"],
+    ),
 }
 MODEL_MISTAKES = {
     "an unknown field": (put("gate.flors", {}), ["gate.flors", "{}"]),
@@ -267,7 +270,9 @@ values = st.recursive(
     | st.text(max_size=8)
     | st.dates()
     | st.binary(max_size=4)
-    | st.sampled_from(["..", "/x/{date}", "{date}", "{", "1d", "orders", "order_id", 10**400, -1, "date", "wasserstein"]),
+    | st.sampled_from(
+        ["..", "/x/{date}", "{date}", "{", "1d", "orders", "order_id", 10**400, -1, "date", "wasserstein"]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
     max_leaves=6,
 )
@@ -309,9 +314,7 @@ def mutated(spec: dict[str, Any], at: tuple[Any, ...], kind: str, key: Any, valu
     key=st.text(max_size=8) | st.sampled_from(["name", "tables", "drift", "expectations"]),
     value=values,
 )
-def test_any_spec_loads_or_is_refused(
-    tmp_path: Path, which: str, where: int, kind: str, key: str, value: Any
-) -> None:
+def test_any_spec_loads_or_is_refused(tmp_path: Path, which: str, where: int, kind: str, key: str, value: Any) -> None:
     project = Project(tmp_path)
     path, spec = (project.source, SOURCE) if which == "source" else (project.model, MODEL)
     every = list(places(spec))
@@ -324,6 +327,10 @@ def test_any_spec_loads_or_is_refused(
     try:
         found = specs.models(tmp_path)
     except SpecError as error:
-        assert str(tmp_path) in str(error)
+        refusal, found = str(error), {}
+        event("refused")
     else:
-        assert all(len(model.hash) == 64 for model in found.values())
+        refusal = f"none for {tmp_path}"
+        event("loads")
+    assert str(tmp_path) in refusal
+    assert all(len(model.hash) == 64 for model in found.values())

@@ -147,7 +147,7 @@ class Demo:
             backfill = self.api.backfill(INGEST, missing[0], missing[-1], max_active_runs=1, reprocess="failed")
         for day in self.scenario.days:
             if backfill is not None and day in missing:
-                self._release(backfill, day, step)
+                self._release(backfill, day, step, hold=day != missing[-1])
             self._wait_cycle(day, step)
             verdict = next(row["verdict"] for row in self.mart.monitorings(MODEL, until=day, limit=1))
             step(f"{day}: {verdict}", 1)
@@ -161,7 +161,8 @@ class Demo:
                 raise DemoFailed(f"{INGEST} {day}: expected its backfill to start within {timeout:.0f} s, found {run}")
             step(f"{day}: {INGEST}")
             time.sleep(0.1)
-        self.api.hold_backfill(backfill, True)
+        if hold:
+            self.api.hold_backfill(backfill, True)
 
     def tidy(self, step: Callable[..., None]) -> None:
         self.api.unpause("maintain_lake")

@@ -35,7 +35,6 @@ RUNBOOKS = {
 
 POOL_INGEST = "ingest"
 POOL_SCORING = "scoring"
-POOL_SCORING = "scoring"
 POOL_TRAINING = "training"
 
 
