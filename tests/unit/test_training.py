@@ -110,3 +110,13 @@ def test_the_gate_on_real_models_twin_worse_better(bundle: ModelBundle, table: p
     assert not gate(twin, SPEC.gate).accepted
     assert not gate(evaluate(SPEC, table, worse, bundle, 1, 10), SPEC.gate).accepted
     assert gate(evaluate(SPEC, table, bundle, worse, 1, 10), SPEC.gate).accepted
+
+
+def test_tuning_searches_the_ranges_and_is_seeded(table: pa.Table) -> None:
+    training = {**SPEC.training.model_dump(), "trials": 4, "search": {"max_depth": (1, 4), "eta": (0.05, 0.5)}}
+    tuned = examples.model(training=training)
+    first, second = fit(tuned, table, AS_OF), fit(tuned, table, AS_OF)
+    assert first.sha256 == second.sha256
+    assert 1 <= first.facts["params"]["max_depth"] <= 4
+    assert 0.05 <= first.facts["params"]["eta"] <= 0.5
+    assert first.facts["params"]["eta"] != SPEC.training.params["eta"]
