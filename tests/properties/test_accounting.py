@@ -66,7 +66,7 @@ def ingest(platform: MemoryPlatform, run_id: str) -> dict[str, Any]:
     return steps.publish(platform, SHOP, orders, steps.validate(platform, SHOP, orders, staged, run_id), run_id)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(FILES)
 def test_every_row_in_is_one_of_three_and_a_rerun_changes_none(files: list[tuple[Any, list[tuple[str, ...]]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

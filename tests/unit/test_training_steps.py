@@ -80,6 +80,19 @@ def test_the_first_champion_is_in_force_from_its_own_date(platform: MemoryPlatfo
     assert platform.mart.champion_at(SPEC.name, AS_OF - dt.timedelta(days=1)) is None
 
 
+def test_a_training_of_the_past_does_not_become_todays_champion(platform: MemoryPlatform) -> None:
+    run(platform)
+    before = AS_OF - dt.timedelta(days=5)
+    past = run(platform, as_of=before, key="run-2", overrides={"max_depth": 1})
+    accepted = {**past["decided"], "accepted": True}
+    version = steps.register(platform, SPEC, before, "run-2", past["built"], past["fitted"], accepted)
+    done = steps.promote(platform, SPEC, before, "run-2", {**version, "accepted": True}, accepted)
+    assert done == {"version": 2, "effective_from": before.isoformat()}
+    assert platform.mart.champion_at(SPEC.name, before) == (2, before)
+    assert platform.mart.champion_at(SPEC.name, AS_OF) == (1, AS_OF)
+    assert champion(platform) == 1
+
+
 def test_the_decision_can_be_read_later(platform: MemoryPlatform) -> None:
     done = run(platform)
     (gate,) = platform.mart.decisions(subject=SPEC.name, kind="gate")

@@ -220,11 +220,12 @@ def test_row_counts(bounds: dict[str, Any], size: int, recent: list[int], said: 
     assert found.stopped == ({DAY: (said,)} if said else {})
 
 
-def test_a_day_in_a_batch_is_counted_as_a_day_alone() -> None:
+@pytest.mark.parametrize(("recent", "expected"), [([10, 10, 10], [2, 4, 6]), ([], [4, 6])])
+def test_a_day_in_a_batch_is_counted_as_a_day_alone(recent: list[int], expected: list[int]) -> None:
     spec = table(row_count={"min_ratio": 0.5, "max_ratio": 2.0, "recent_partitions": 3})
     days = [many(10), many(100), many(10), many(25), many(12), many(3)]
-    together = validate(typed(spec, *days), spec, recent=[10, 10, 10]).stopped
-    history, alone = [10, 10, 10], {}
+    together = validate(typed(spec, *days), spec, recent=recent).stopped
+    history, alone = list(recent), {}
     for at, rows in enumerate(days):
         day = DAY + dt.timedelta(days=at)
         stopped = validate(typed(spec, rows, first=day), spec, recent=history).stopped
@@ -232,7 +233,7 @@ def test_a_day_in_a_batch_is_counted_as_a_day_alone() -> None:
         if not stopped:
             history.insert(0, len(rows))
     assert together == alone
-    assert [day.day for day in together] == [2, 4, 6]
+    assert [day.day for day in together] == expected
 
 
 def test_a_file_delivered_twice_is_not_a_day_twice_as_large() -> None:

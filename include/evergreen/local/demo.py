@@ -152,8 +152,13 @@ class Demo:
             verdict = next(row["verdict"] for row in self.mart.monitorings(MODEL, until=day, limit=1))
             step(f"{day}: {verdict}", 1)
 
-    def _release(self, backfill: int, day: dt.date, step: Callable[..., None], timeout: float = 120) -> None:
-        """Let the backfill start one day and hold the next: a retrain is decided before tomorrow is scored."""
+    def _release(
+        self, backfill: int, day: dt.date, step: Callable[..., None], hold: bool, timeout: float = 120
+    ) -> None:
+        """Let the backfill start one day and hold the next: a retrain is decided before tomorrow is scored.
+
+        After the last day nothing is held: a cleared run of a held backfill never starts.
+        """
         deadline = time.monotonic() + timeout
         while (run := self.api.partition_run(INGEST, day.isoformat())) is None or run["state"] == "queued":
             self.api.hold_backfill(backfill, False)

@@ -383,11 +383,6 @@ def _release(platform: Platform, table: TableSpec, held: pa.Table, batches: dict
     days = sorted(set(held["partition_date"].to_pylist()))
     there = platform.lake.read(f"trusted.{table.name}", days[0], days[-1])
     there = there.filter(pc.is_in(there["partition_date"], pa.array(days, pa.date32())))
-    # a crash after trusted rows were written and before the quarantine was leaves a row in both
-    places = ("partition_date", "source_file", "source_row")
-    moved = set(zip(*(held[c].to_pylist() for c in places), strict=True))
-    again = [place in moved for place in zip(*(there[c].to_pylist() for c in places), strict=True)]
-    there = there.filter(pa.array([not a for a in again], pa.bool_()))
     order = {(day, d["key"]): at for day in days for at, d in enumerate(batches[day]["deliveries"])}
     files = zip(there["partition_date"].to_pylist(), there["source_file"].to_pylist(), strict=True)
     there = there.append_column(ORDER, pa.array([order.get(file, -1) for file in files], pa.int32()))
@@ -410,6 +405,7 @@ def _release(platform: Platform, table: TableSpec, held: pa.Table, batches: dict
         return
     wanted = pa.array(sorted(changed), pa.date32())
     columns = [*table.columns, *table.derive, *OWN, ORDER]
+    # a row that a run which died had moved already meets itself here, and one of the two wins
     both = pa.concat_tables([there, passed.select(columns)], promote_options="permissive")
     both = _in_order(both.filter(pc.is_in(both["partition_date"], wanted)))
     if passed.num_rows:

@@ -205,7 +205,8 @@ def register(
         },
         importances=bundle.facts["importances"],
     )
-    version = platform.registry.register(bundle, record)
+    with platform.mart.lock(f"register-{spec.name}"):  # an orphaned task beside its retry makes one version, not two
+        version = platform.registry.register(bundle, record)
     if not decided["accepted"]:
         platform.registry.set_alias(spec.name, version.number, "challenger")
     return {"version": version.number, "accepted": decided["accepted"]}
@@ -250,7 +251,9 @@ def promote(
         metrics={name: evidence[name] for name in ("challenger", "champion", "baseline", "rows", "first", "last")},
         run_id=key,
     )
-    platform.registry.set_alias(spec.name, version, "champion")
+    latest = max(platform.mart.champion_history(spec.name), key=lambda champion: champion["effective_from"])
+    if latest["version"] == version:  # a training of the past makes no champion of today
+        platform.registry.set_alias(spec.name, version, "champion")
     return {"version": version, "effective_from": effective_from.isoformat()}
 
 
