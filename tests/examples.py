@@ -1,4 +1,4 @@
-"""A small world for tests: a source `shop` with two tables, a model `late_order` on it, and rows with a known pattern."""
+"""A small world for tests: a source `shop` with two tables, a model `late_order`, rows with a known pattern."""
 
 from __future__ import annotations
 

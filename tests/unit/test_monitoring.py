@@ -232,7 +232,8 @@ def test_emptied_predictions_are_broken_data(platform: Platform) -> None:
     days = days_to(AS_OF, 7)
     platform.lake.write("predictions.late_order", platform.lake.read("predictions.late_order").slice(0, 0), days)
     found = run(platform, spec())
-    assert (found["verdict"], found["rows"], found["partitions"]) == ("broken_data", 300, [d.isoformat() for d in days_to(AS_OF, 5)])
+    assert (found["verdict"], found["rows"]) == ("broken_data", 300)
+    assert found["partitions"] == [day.isoformat() for day in days_to(AS_OF, 5)]
     assert any("nothing to judge" in reason for reason in found["reasons"])
 
 

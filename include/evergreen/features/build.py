@@ -13,14 +13,8 @@ import pyarrow.compute as pc
 
 from include.evergreen.errors import DataError, LeakDetected, NotFound
 from include.evergreen.lake.ports import PARTITION, Lake
+from include.evergreen.query import connect
 from include.evergreen.specs import ModelSpec
-
-
-def connect() -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB whose answers depend on its inputs alone: UTC, no extension loading, two threads."""
-    connection = duckdb.connect()
-    connection.execute("set timezone = 'UTC'; set threads = 2; set enable_progress_bar = false")
-    return connection
 
 
 def midnight(day: dt.date) -> dt.datetime:

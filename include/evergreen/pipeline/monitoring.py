@@ -235,7 +235,7 @@ def _predictions(platform: Platform, spec: ModelSpec, since: dt.date, until: dt.
 
 def _performance(spec: ModelSpec, bundle: ModelBundle, predicted: pa.Table, known: pa.Table) -> Performance:
     """Metrics of the predictions whose label is known."""
-    from include.evergreen.features.build import connect
+    from include.evergreen.query import connect
     from include.evergreen.training.metrics import score
 
     keys = " and ".join(f"p.{name} = l.{name}" for name in spec.entity.key)

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from include.evergreen.errors import AccountingError
-from include.evergreen.features.build import connect
 from include.evergreen.lake.ports import PARTITION
 from include.evergreen.quality.deliveries import ORDER
+from include.evergreen.query import connect
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from include.evergreen.errors import SpecError
-from include.evergreen.features.build import connect
 from include.evergreen.quality.deliveries import DELIVERED, ORDER
+from include.evergreen.query import connect
 from include.evergreen.specs import TableSpec
 
 UNCAST = "__not_"

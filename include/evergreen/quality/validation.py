@@ -209,8 +209,11 @@ class Engine:
     def __init__(self) -> None:
         os.environ["GX_ANALYTICS_ENABLED"] = "false"
         import great_expectations as gx
+        from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 
-        context = gx.get_context(mode="ephemeral")
+        # the default keeps a folder of pages in /tmp for every context, and never deletes it
+        config = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False))
+        context = gx.get_context(mode="ephemeral", project_config=config)
         context.variables.progress_bars = {"globally": False}
         source = context.data_sources.add_pandas("memory")
         self._batches = source.add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
