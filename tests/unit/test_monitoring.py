@@ -249,6 +249,15 @@ def test_a_rerun_leaves_the_same_rows(platform: Platform) -> None:
     assert (platform.mart.monitorings("late_order"), platform.mart.decisions()) == rows
 
 
+def test_another_run_that_says_the_same_leaves_no_row_and_one_that_differs_does(platform: Platform) -> None:
+    run(platform, spec(), run_id="r1")
+    run(platform, spec(), run_id="r2")
+    assert [row["run_id"] for row in platform.mart.decisions(kind="verdict")] == ["r1"]
+    change(platform, "orders", days_to(AS_OF, 5), amount=lambda n: np.full(n, None))
+    run(platform, spec(), run_id="r3")
+    assert [row["run_id"] for row in platform.mart.decisions(kind="verdict")] == ["r3", "r1"]
+
+
 def record(platform: Platform, as_of: dt.date, verdict: str) -> None:
     platform.mart.record_monitoring(
         model="late_order",
