@@ -486,6 +486,38 @@ def test_nothing_answers_without_a_login_and_an_analyst_only_reads(loop: Loop) -
     assert len(loop.runs(INGEST, str(WAITING))) == known
 
 
+def test_pages_need_a_login_are_sandboxed_and_linked_from_their_tasks(loop: Loop) -> None:
+    def page(path: str, user: str | None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {Api.login(loop.layout, user).token()}"} if user else {}
+        return httpx.get(f"{loop.layout.ui_url}/evergreen{path}", headers=headers, timeout=20, trust_env=False)
+
+    report, validation = f"/reports/flight_delay/{LAST}", f"/validation/schedules/{LAST}"
+    for path in (report, validation):
+        assert page(path, None).status_code == 401
+        found = page(path, "analyst")
+        assert found.status_code == 200
+        assert found.headers["content-security-policy"].startswith("sandbox allow-scripts; default-src 'none'")
+    assert "Verdict: " in page(report, "oncall").text
+    for path in (
+        f"/reports/flight_delay/{LAST + 9 * DAY}",
+        "/reports/other/2013-03-04",
+        "/validation/ledger/2013-03-04",
+    ):
+        assert page(path, "admin").status_code == 404
+    assert page("/reports/flight_delay/..%2f..%2fsecrets.json", "admin").status_code in (404, 422)
+
+    for dag_id, task, path in ((MONITOR, "measure", report), (INGEST, "table.validate", validation)):
+        run = loop.runs(dag_id, str(LAST))[0]["dag_run_id"]
+        names = list(yaml.safe_load((PROJECT / "include/sources/nyc_flights/source.yaml").read_text())["tables"])
+        index = names.index("schedules") if dag_id == INGEST else -1
+        links = loop.api.request(
+            "GET",
+            f"/dags/{dag_id}/dagRuns/{quote(run, safe='')}/taskInstances/{task}/links",
+            params={"map_index": index},
+        )["extra_links"]
+        assert list(links.values()) == [f"{loop.layout.ui_url}/evergreen{path}"]
+
+
 # --- again -----------------------------------------------------------------------------------------------------------
 
 
