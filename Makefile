@@ -61,12 +61,12 @@ lock: $(BOOT) ## Compile both lock files from the .in files
 $(BOOT):
 	@if ! $(BIN)/python -c '' 2>/dev/null; then \
 	  python=; \
-	  for candidate in $(PYTHON) python3.11 python3.12 python3; do \
-	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; \
+	  for candidate in $(PYTHON) python3.11 python3; do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; \
 	    then python=$$candidate; break; fi; \
 	  done; \
 	  if [ -z "$$python" ]; then \
-	    echo "Expected Python 3.11 or 3.12 as python3.11, python3.12 or python3, found $$(python3 --version 2>&1 || true)." \
+	    echo "Expected Python 3.11 as python3.11 or python3, found $$(python3 --version 2>&1 || true)." \
 	      "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; \
 	  fi; \
 	  if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
