@@ -75,15 +75,15 @@ def ingest(source: SourceSpec) -> DAG:
         description=source.description,
         doc_md=__doc__,
         schedule=CronPartitionTimetable(source.schedule, timezone="UTC", run_offset=0, key_format="%Y-%m-%d"),
-        start_date=dt.datetime.combine(source.start_date, dt.time(), dt.UTC),
-        end_date=dt.datetime.combine(source.end_date, dt.time(), dt.UTC) if source.end_date else None,
+        start_date=defaults.midnight(source.start_date),
+        end_date=defaults.midnight(source.end_date) if source.end_date else None,
         catchup=False,
         max_active_runs=2,
         dagrun_timeout=dt.timedelta(minutes=source.wait.timeout_minutes + 120),
         default_args=defaults.default_args(source.owner, defaults.POOL_INGEST),
         tags=["ingest", source.name],
         params={
-            "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key"),
+            "as_of": defaults.as_of_param(),
             "history_from": Param(
                 None, type=["null", "string"], format="date", description="Load every date from this one in bulk"
             ),

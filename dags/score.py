@@ -19,7 +19,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from airflow.sdk import DAG, Param, PartitionedAssetTimetable, task
+from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
@@ -49,14 +49,12 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
         description=model.description,
         doc_md=__doc__,
         schedule=PartitionedAssetTimetable(assets=assets.trusted(source.name)),
-        start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
+        start_date=defaults.midnight(model.start_date),
         max_active_runs=4,
         dagrun_timeout=dt.timedelta(hours=2),
         default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
         tags=["score", model.name],
-        params={
-            "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key")
-        },
+        params={"as_of": defaults.as_of_param()},
     ) as dag:
         publish(predict())  # type: ignore[arg-type]
 

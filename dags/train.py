@@ -67,7 +67,7 @@ def train(model: ModelSpec) -> DAG:
         description=f"Train a challenger of {model.name} and let the gate decide",
         doc_md=__doc__,
         schedule=PartitionedAssetTimetable(assets=retrain),
-        start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
+        start_date=defaults.midnight(model.start_date),
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=6),
         default_args=defaults.default_args(model.owner, defaults.POOL_TRAINING, timeout_minutes=180),
@@ -110,16 +110,14 @@ def request(model: ModelSpec) -> DAG:
         description=f"Ask for a training of {model.name} on schedule ({model.training.schedule})",
         doc_md=__doc__,
         schedule=CronPartitionTimetable(model.training.schedule or "", timezone="UTC", key_format="%Y-%m-%d"),
-        start_date=dt.datetime.combine(model.start_date, dt.time(), dt.UTC),
-        end_date=dt.datetime.combine(model.end_date, dt.time(), dt.UTC) if model.end_date else None,
+        start_date=defaults.midnight(model.start_date),
+        end_date=defaults.midnight(model.end_date) if model.end_date else None,
         catchup=False,
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=1),
         default_args=defaults.default_args(model.owner),
         tags=["train", model.name],
-        params={
-            "as_of": Param(None, type=["null", "string"], format="date", description="For a run without partition key")
-        },
+        params={"as_of": defaults.as_of_param()},
     ) as dag:
         ask()
 

@@ -22,9 +22,9 @@ from include.evergreen.errors import ChecksumMismatch, NotFound, Unavailable
 from include.evergreen.lake.objects import S3Objects
 from include.evergreen.promotion.memory import MemoryRegistry
 from include.evergreen.promotion.ports import Registry, TrainingRecord
-from include.evergreen.promotion.registry import FILES, MlflowRegistry
+from include.evergreen.promotion.registry import MlflowRegistry
 from include.evergreen.settings import Settings, Timeouts
-from include.evergreen.training.bundle import ModelBundle
+from include.evergreen.training.bundle import FILES, ModelBundle
 
 AS_OF = dt.date(2024, 3, 1)
 MODEL = "late_order"

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from include.evergreen.errors import LeakDetected, NotEnoughData, NotFound, Refused
+from include.evergreen.pipeline import staging
 from include.evergreen.pipeline import training as steps
 from include.evergreen.pipeline.monitoring import ask_retrain
 from include.evergreen.platform import Platform
@@ -125,7 +126,7 @@ def test_only_what_was_known_at_midnight_is_trained_on(platform: MemoryPlatform)
     done = run(platform, as_of=AS_OF - dt.timedelta(days=5))
     built = done["built"]
     assert (built["since"], built["until"]) == (examples.FIRST.isoformat(), "2024-02-04")
-    rows = steps._read(platform, built["rows_key"])
+    rows = staging.get(platform, built["rows_key"])
     assert max(rows["as_of"].to_pylist()) == dt.date(2024, 2, 4)
     assert built["rows"] == rows.num_rows == 35 * 60
     assert {name: platform.lake.snapshot(name) for name in built["snapshots"]} == {

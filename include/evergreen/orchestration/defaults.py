@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import ExceptionRetryPolicy, Param, RetryAction, RetryRule
 
 log = logging.getLogger("evergreen")
 
@@ -36,6 +37,16 @@ RUNBOOKS = {
 POOL_INGEST = "ingest"
 POOL_SCORING = "scoring"
 POOL_TRAINING = "training"
+
+
+def midnight(day: dt.date) -> dt.datetime:
+    """A spec's date as Airflow's start and end dates."""
+    return dt.datetime.combine(day, dt.time(), dt.UTC)
+
+
+def as_of_param() -> Param:
+    """The as-of date of a run that has no partition key."""
+    return Param(None, type=["null", "string"], format="date", description="For a run without partition key")
 
 
 def runbook(dag_id: str) -> str:

@@ -6,7 +6,6 @@ Each takes and returns small JSON-able dicts; rows are staged under `staging/ing
 from __future__ import annotations
 
 import datetime as dt
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from include.evergreen.errors import AccountingError, NotFound, PartitionStopped, Refused
+from include.evergreen.pipeline import staging
 from include.evergreen.platform import Platform
 from include.evergreen.specs import SourceSpec, TableSpec
 
@@ -89,21 +89,6 @@ def _lock(table: TableSpec) -> str:
     return f"ingest-{table.name}"
 
 
-def _put(platform: Platform, key: str, rows: pa.Table) -> str:
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    platform.objects.put(key, buffer.getvalue())
-    return key
-
-
-def _get(platform: Platform, key: str) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(io.BytesIO(platform.objects.get(key)))
-
-
 def land(
     platform: Platform, source: SourceSpec, table: TableSpec, dates: Sequence[dt.date], run_id: str
 ) -> dict[str, Any]:
@@ -135,11 +120,11 @@ def land(
     per_file = rows["source_file"].combine_chunks().value_counts().to_pylist()
     counted = {item["values"]: item["counts"] for item in per_file}
     listing = [[d.date.isoformat(), d.key, d.etag, d.sha256, counted.get(d.key, 0)] for d in deliveries]
-    staging = f"staging/ingest/{table.name}/{run_id}"
-    deliveries_key = f"{staging}/deliveries.json"
+    stage = f"staging/ingest/{table.name}/{run_id}"
+    deliveries_key = f"{stage}/deliveries.json"
     platform.objects.put(deliveries_key, json.dumps(listing).encode(), "application/json")
     return {
-        "rows_key": _put(platform, f"{staging}/raw.parquet", rows),
+        "rows_key": staging.put(platform, f"{stage}/raw.parquet", rows),
         "rows": rows.num_rows,
         "first": dates[0].isoformat(),
         "last": dates[-1].isoformat(),
@@ -168,7 +153,7 @@ def validate(
     from include.evergreen.quality.casting import cast
 
     days = _dates(staged)
-    raw = _get(platform, staged["rows_key"])
+    raw = staging.get(platform, staged["rows_key"])
     typed = cast(raw, table)
     recent = platform.mart.recent_counts(table.name, days[0], table.row_count.recent_partitions)
     unreadable = {dt.date.fromisoformat(day): reason for day, reason in staged["stopped"].items()}
@@ -186,9 +171,11 @@ def validate(
     )
     return {
         **{k: staged[k] for k in ("first", "last", "deliveries_key", "rows_key")},
-        "trusted_key": _put(platform, f"{root}/trusted.parquet", parts["trusted"]),
-        "quarantine_key": _put(platform, f"{root}/quarantine.parquet", parts["quarantined"]),
-        "duplicates_key": _put(platform, f"{root}/duplicates.parquet", parts["duplicates"].select(["partition_date"])),
+        "trusted_key": staging.put(platform, f"{root}/trusted.parquet", parts["trusted"]),
+        "quarantine_key": staging.put(platform, f"{root}/quarantine.parquet", parts["quarantined"]),
+        "duplicates_key": staging.put(
+            platform, f"{root}/duplicates.parquet", parts["duplicates"].select(["partition_date"])
+        ),
         "quarantined": parts["quarantined"].num_rows,
         "stopped": document["stopped"],
         "warnings": list(result.warnings),
@@ -271,11 +258,11 @@ def publish(
     keep = pa.array(days, pa.date32())
 
     def good(key: str) -> pa.Table:
-        rows = _get(platform, validated[key])
+        rows = staging.get(platform, validated[key])
         return rows.filter(pc.is_in(rows["partition_date"], keep)) if stopped else rows
 
     trusted, quarantined, duplicates = (good(key) for key in ("trusted_key", "quarantine_key", "duplicates_key"))
-    raw = per_partition(_get(platform, validated["rows_key"]))
+    raw = per_partition(staging.get(platform, validated["rows_key"]))
     parts = [per_partition(part) for part in (trusted, quarantined, duplicates)]
     counts = {day: Count(raw.get(day, 0), *(part.get(day, 0) for part in parts)) for day in days}
     listing: dict[str, list[dict[str, Any]]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from include.evergreen.errors import NotEnoughData, NotFound, OutputInvalid
 from include.evergreen.lake.ports import PARTITION
+from include.evergreen.pipeline import staging
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec, SourceSpec
 
@@ -51,7 +52,6 @@ def predict(
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     from include.evergreen.features.build import features
     from include.evergreen.scoring.contract import check
@@ -65,12 +65,9 @@ def predict(
         raise NotEnoughData(f"{spec.name}, as of {as_of}: expected entities in {table}, found none")
     predictions = pa.Table.from_batches(score_batches(bundle, rows.to_batches(), spec, number))
     check(rows.num_rows, predictions, spec)
-    sink = pa.BufferOutputStream()
-    pq.write_table(predictions, sink, compression="zstd")
     key = f"staging/score/{spec.name}/{as_of}/{re.sub(r'[^A-Za-z0-9._-]', '_', run_id)}.parquet"
-    platform.objects.put(key, sink.getvalue().to_pybytes(), "application/vnd.apache.parquet")
     return {
-        "key": key,
+        "key": staging.put(platform, key, predictions),
         "version": number,
         "rows": predictions.num_rows,
         "mean_probability": pc.mean(predictions["probability"]).as_py(),
@@ -96,12 +93,11 @@ def publish(
         NotFound: nothing staged. OutputInvalid: the staged rows are not those of the partition.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from include.evergreen.scoring.contract import check
 
     version = int(staged["version"])
-    predictions = pq.read_table(pa.BufferReader(platform.objects.get(staged["key"])))
+    predictions = staging.get(platform, staged["key"])
     check(int(staged["rows"]), predictions, spec)
     found = predictions.group_by(["as_of", "model_version"]).aggregate([]).to_pylist()
     if found != [{"as_of": as_of, "model_version": version}]:

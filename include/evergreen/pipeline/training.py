@@ -6,20 +6,13 @@ Each takes and returns small JSON-able dicts; rows and models are staged under `
 from __future__ import annotations
 
 import datetime as dt
-import io
-import json
 from typing import Any
 
 from include.evergreen.decisions import Decision
 from include.evergreen.errors import NotEnoughData, Refused
+from include.evergreen.pipeline import staging
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
-
-
-def _read(platform: Platform, key: str) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(io.BytesIO(platform.objects.get(key)))
 
 
 def _window(spec: ModelSpec, as_of: dt.date, window_days: int | None) -> tuple[dt.date, dt.date]:
@@ -35,8 +28,6 @@ def build(
     Returns:
         {reason, rows_key, rows, since, until, snapshots}. Raises NotEnoughData.
     """
-    import pyarrow.parquet as pq
-
     from include.evergreen.features.build import features, input_tables, labelled, labels
 
     snapshots: dict[str, int] = {}
@@ -57,10 +48,7 @@ def build(
             f"{spec.name} as of {as_of}: expected at least {spec.training.min_rows} labelled rows "
             f"from {since} to {until}, found {rows.num_rows}"
         )
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    rows_key = f"staging/train/{spec.name}/{key}/rows.parquet"
-    platform.objects.put(rows_key, buffer.getvalue())
+    rows_key = staging.put(platform, f"staging/train/{spec.name}/{key}/rows.parquet", rows)
     return {
         "reason": reason,
         "rows_key": rows_key,
@@ -93,7 +81,7 @@ def fit(
     """Train the challenger and stage its bundle. Returns {prefix, sha256, metrics, trees}. Raises NotEnoughData."""
     from include.evergreen.training.fit import fit as train
 
-    bundle = train(spec, _read(platform, built["rows_key"]), as_of, overrides)
+    bundle = train(spec, staging.get(platform, built["rows_key"]), as_of, overrides)
     prefix = f"staging/train/{spec.name}/{key}/bundle"
     for name, data in bundle.files().items():
         platform.objects.put(f"{prefix}/{name}", data)
@@ -106,10 +94,9 @@ def fit(
 
 
 def _bundle(platform: Platform, fitted: dict[str, Any]) -> Any:
-    from include.evergreen.training.bundle import ModelBundle
+    from include.evergreen.training.bundle import FILES, ModelBundle
 
-    names = ("bundle.json", "model.ubj", "reference.parquet")
-    return ModelBundle.from_files({name: platform.objects.get(f"{fitted['prefix']}/{name}") for name in names})
+    return ModelBundle.from_files({name: platform.objects.get(f"{fitted['prefix']}/{name}") for name in FILES})
 
 
 def decide(
@@ -133,7 +120,7 @@ def decide(
     champion = platform.registry.champion(spec.name)
     facts = evaluate(
         spec,
-        _read(platform, built["rows_key"]),
+        staging.get(platform, built["rows_key"]),
         _bundle(platform, fitted),
         platform.registry.load(spec.name, champion.number) if champion else None,
         champion.number if champion else None,
@@ -146,7 +133,7 @@ def decide(
         as_of=as_of,
         outcome="accepted" if decision.accepted else "refused",
         reasons=list(decision.reasons),
-        evidence={**_finite(decision.evidence), "challenger_sha256": fitted["sha256"], "rows_from": built},
+        evidence={**decision.evidence, "challenger_sha256": fitted["sha256"], "rows_from": built},
         actor=actor,
         run_id=key,
     )
@@ -269,8 +256,3 @@ def request_on_schedule(platform: Platform, spec: ModelSpec, as_of: dt.date, key
         actor="schedule",
         run_id=key,
     )
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: the ledger holds valid JSON."""
-    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)

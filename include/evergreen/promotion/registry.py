@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import os
 import time
@@ -12,18 +13,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from include.evergreen.errors import NotFound, Unavailable
+from include.evergreen.errors import ChecksumMismatch, NotFound, Unavailable
 from include.evergreen.lake.objects import S3Objects
 from include.evergreen.lake.ports import ObjectStore
 from include.evergreen.promotion.ports import TrainingRecord, Version
 from include.evergreen.settings import Settings
-from include.evergreen.training.bundle import ModelBundle
+from include.evergreen.training.bundle import FILES, ModelBundle
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 KEY = "evergreen.key"
-FILES = ("bundle.json", "model.ubj", "reference.parquet")
 MAX_PARAM, MAX_TAG = 6000, 8000
 """Characters of a value that MLflow keeps."""
 
@@ -145,8 +145,6 @@ class MlflowRegistry:
             return self._version(self._client.get_model_version(bundle.model, created.version))
 
     def load(self, model: str, number: int) -> ModelBundle:
-        from include.evergreen.errors import ChecksumMismatch
-
         with self._errors():
             tags = self._client.get_model_version(model, str(number)).tags
         files = {name: self._objects.get(f"{tags['prefix']}/{name}") for name in FILES}
@@ -194,6 +192,4 @@ def _line(value: Any) -> str:
 
 
 def _sha256(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from csv import Error as CsvError
 from csv import reader as csv_reader
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.csv as csv
@@ -40,7 +41,7 @@ class Delivery:
     modified: dt.datetime
     data: bytes = field(repr=False)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import xgboost
 
 PREDICTION = "probability"
+FILES = ("bundle.json", "model.ubj", "reference.parquet")
+"""The files of a stored bundle."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ModelBundle:
     baseline: float = 0.5
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.booster).hexdigest()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,14 +137,7 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
         params = _tune(spec, params, train, validation)
     booster, _ = _train(params, spec.training, train, validation)
     importances = {name: float(np.mean(value)) for name, value in booster.get_score(importance_type="gain").items()}
-    bundle = ModelBundle(
-        model=spec.name,
-        as_of=as_of,
-        booster=bytes(booster.save_raw("ubj")),
-        features=draft.features,
-        categories=categories,
-        baseline=float(label_of(parts.train).mean()),
-    )
+    bundle = replace(draft, booster=bytes(booster.save_raw("ubj")), baseline=float(label_of(parts.train).mean()))
     everything = pa.concat_tables([parts.train, parts.validation, parts.holdout])
     prediction = bundle.predict(everything)
     reference = everything.select(list(spec.features)).append_column(PREDICTION, pa.array(prediction))
@@ -156,13 +149,8 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
         # both together: what later performance is compared with; one week alone swings by a tenth of AUC
         "reference": score(label_of(everything)[parts.train.num_rows :], prediction[parts.train.num_rows :]),
     }
-    return ModelBundle(
-        model=spec.name,
-        as_of=as_of,
-        booster=bundle.booster,
-        features=bundle.features,
-        categories=categories,
-        baseline=bundle.baseline,
+    return replace(
+        bundle,
         reference=to_bytes(sketch(reference, types, spec.monitoring.sketch_rows)),
         facts={
             "params": params,
