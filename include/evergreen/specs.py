@@ -221,18 +221,61 @@ class Training(Spec):
     schedule: str | None = "0 6 1 * *"
 
 
-class Gate(Spec):
-    """What a challenger must show on the holdout.
+class Costs(Spec):
+    """What one decision costs, in `unit`; a correct "no" costs nothing.
 
-    `floors` are minimum values. The baseline is the training rate of the label by `baseline_by` (in 24 quantile bins
-    of a number, by value of a category), or overall when it is null.
+    The value of a model is what it saves against never acting, per 1,000 entities. With costs, the decision threshold
+    is picked on the validation rows, and `gate.metric: value` makes the value the primary metric.
     """
 
-    metric: Literal["auc", "average_precision", "log_loss", "brier"] = "auc"
+    hit: Annotated[float, Field(ge=0)] = 0.0
+    miss: Annotated[float, Field(gt=0)]
+    false_alarm: Annotated[float, Field(ge=0)]
+    unit: str = ""
+
+    @model_validator(mode="after")
+    def _worth_acting(self) -> Costs:
+        if self.hit >= self.miss:
+            raise ValueError(f"hit: expected less than miss = {self.miss:g} (else never act), found {self.hit:g}")
+        return self
+
+
+class FrozenHoldout(Spec):
+    """Every `every_days`-th date is kept from every training. Those of the training window are pinned by snapshot and
+    measure every challenger until they are `renew_days` old. 13 is coprime to 7: every weekday takes its turn."""
+
+    every_days: Annotated[int, Field(ge=2)] = 13
+    renew_days: Annotated[int, Field(ge=1)] = 90
+    min_days: Annotated[int, Field(ge=2)] = 5
+
+    def holds(self, day: dt.date) -> bool:
+        """Whether `day` is kept from training."""
+        return day.toordinal() % self.every_days == 0
+
+
+class Gate(Spec):
+    """What a challenger must show on two holdouts: the newest days (fresh), where it must gain, and the frozen days,
+    where it must not lose.
+
+    Bounds hold each with `confidence`, from `resamples` of whole days. `floors` are minimum values. The baseline is the
+    training rate of the label by `baseline_by` (in 24 quantile bins of a number, by value of a category), or overall
+    when it is null. A slice is a value of a category with at least `min_slice_rows` rows.
+    """
+
+    metric: Literal["auc", "average_precision", "log_loss", "brier", "value"] = "auc"
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=200)] = 2000
     floors: dict[Literal["auc", "average_precision"], float] = Field(default_factory=dict)
     baseline_by: Name | None = None
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     min_holdout_rows: int = 500
+    min_holdout_days: Annotated[int, Field(ge=2)] = 5
+    frozen: FrozenHoldout = FrozenHoldout()
+    max_frozen_drop: Annotated[float, Field(ge=0)] = 0.01
+    slices: tuple[Name, ...] = ()
+    min_slice_rows: Annotated[int, Field(ge=1)] = 500
+    max_slice_drop: Annotated[float, Field(ge=0)] = 0.03
+    max_calibration_error: Fraction = 0.1
     max_model_mb: float = 50
     max_ms_per_1k: float = 200
 
@@ -260,11 +303,22 @@ class Monitoring(Spec):
 
 
 class Retrain(Spec):
-    """The retrain policy: at least `breaches` of the last `windows` verdicts and the latest one, then a cooldown."""
+    """The retrain governor.
+
+    A request needs at least `breaches` of the last `windows` verdicts and the latest one, no request within
+    `cooldown_days`, fewer than `budget` of them within `budget_days`, and no request for the same drift within
+    `same_drift_days`. After `losers` losing challengers in a row it asks nothing for `breaker_days`, and a person is
+    called.
+    """
 
     breaches: Annotated[int, Field(ge=1)] = 2
     windows: Annotated[int, Field(ge=1)] = 3
     cooldown_days: Annotated[int, Field(ge=0)] = 7
+    budget: Annotated[int, Field(ge=1)] = 4
+    budget_days: Annotated[int, Field(ge=1)] = 30
+    same_drift_days: Annotated[int, Field(ge=0)] = 14
+    losers: Annotated[int, Field(ge=1)] = 3
+    breaker_days: Annotated[int, Field(ge=1)] = 30
 
     @model_validator(mode="after")
     def _n_of_m(self) -> Retrain:
@@ -292,6 +346,10 @@ class ModelSpec(Spec):
     features: dict[Name, Feature] = Field(min_length=1)
     training: Training = Training()
     gate: Gate = Gate()
+    costs: Costs | None = None
+    approval: Literal["auto", "human"] = "auto"
+    approvers: tuple[str, ...] = ()
+    approval_hours: Annotated[float, Field(gt=0)] = 72
     scoring: Scoring = Scoring()
     monitoring: Monitoring = Monitoring()
     retrain: Retrain = Retrain()
@@ -301,6 +359,11 @@ class ModelSpec(Spec):
     def _coherent(self) -> ModelSpec:
         if self.gate.baseline_by is not None and self.gate.baseline_by not in self.features:
             raise ValueError(f"gate.baseline_by: expected a feature, found {self.gate.baseline_by!r}")
+        unsliced = [name for name in self.gate.slices if name not in self.categories]
+        if unsliced:
+            raise ValueError(f"gate.slices: expected features of type category, found {unsliced}")
+        if self.gate.metric == "value" and self.costs is None:
+            raise ValueError("gate.metric: value needs costs, found none")
         clash = sorted({*self.entity.key, "as_of", "label", "probability"} & set(self.features))
         if clash:
             raise ValueError(f"features: {clash} are names of the entity or the engine; rename the columns")

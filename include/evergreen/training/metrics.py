@@ -6,6 +6,8 @@ import numpy as np
 
 METRICS = ("auc", "average_precision", "log_loss", "brier")
 LOWER_IS_BETTER = frozenset({"log_loss", "brier"})
+EPSILON = 1e-7
+"""Probabilities are kept this far from 0 and 1."""
 
 
 def score(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
@@ -15,7 +17,7 @@ def score(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     if len(label) == 0:
         return dict.fromkeys(METRICS, float("nan"))
     both = 0 < label.sum() < len(label)
-    clipped = np.clip(probability.astype("float64"), 1e-7, 1 - 1e-7)
+    clipped = np.clip(probability.astype("float64"), EPSILON, 1 - EPSILON)
     return {
         "auc": float(metrics.roc_auc_score(label, clipped)) if both else float("nan"),
         "average_precision": float(metrics.average_precision_score(label, clipped)) if both else float("nan"),
@@ -27,3 +29,20 @@ def score(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
 def gain(metric: str, challenger: float, champion: float) -> float:
     """How much better the challenger is, positive = better, whatever the direction of the metric."""
     return champion - challenger if metric in LOWER_IS_BETTER else challenger - champion
+
+
+def saved(label: np.ndarray, decision: np.ndarray, costs: tuple[float, float, float]) -> np.ndarray:
+    """What each decision saves against never acting, shape (rows,). `costs` are those of a hit, a miss, a false alarm."""
+    hit, miss, false_alarm = costs
+    return np.where(decision, np.where(label == 1, miss - hit, -false_alarm), 0.0)
+
+
+def best_threshold(label: np.ndarray, probability: np.ndarray, costs: tuple[float, float, float]) -> float:
+    """The threshold in (0, 1] whose decisions save most on these rows; of equals the highest."""
+    order = np.argsort(-probability, kind="stable")
+    ranked = probability[order].astype("float64")
+    total = np.cumsum(saved(label[order], np.ones(len(order), dtype=bool), costs))
+    last = np.append(ranked[1:] != ranked[:-1], True) if len(ranked) else np.zeros(0, dtype=bool)
+    if not last.any() or total[last].max() <= 0:
+        return 1.0
+    return float(ranked[last][int(np.argmax(total[last]))])
