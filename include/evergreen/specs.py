@@ -172,11 +172,15 @@ class Entity(Spec):
 
 
 class Label(Spec):
-    """What happened: a DuckDB boolean expression over `table`, joined on the entity key. Null = no label."""
+    """What happened: a DuckDB boolean expression over `table`, joined on the entity key. Null = no label.
+
+    Labels of as-of date R are due at midnight of R + `matures_after_days`: performance is judged from then on.
+    """
 
     table: Name
     expression: str
     description: str = ""
+    matures_after_days: Annotated[int, Field(ge=1)] = 1
 
 
 class Drift(Spec):
@@ -299,6 +303,7 @@ class Monitoring(Spec):
     performance_metric: Literal["auc"] = "auc"
     max_performance_drop: float = 0.05
     min_matured_rows: int = 1000
+    reconcile_days: Annotated[int, Field(ge=1)] = 28
     sketch_rows: int = 5000
 
 

@@ -191,7 +191,8 @@ def _against_champion(facts: Evaluation, rules: Gate, check: Any, impossible: li
         check(
             not kept.high < -rules.max_frozen_drop,
             f"{said(kept, sign=True)} on {facts.frozen.rows} frozen rows",
-            f"{metric} falls by {said(-kept)} on {facts.frozen.rows} frozen rows, at most {rules.max_frozen_drop:g} allowed",
+            f"{metric} falls by {said(-kept)} on {facts.frozen.rows} frozen rows, "
+            f"at most {rules.max_frozen_drop:g} allowed",
         )
     worse = [s for s in facts.slices if s.over_champion and s.over_champion.high < -rules.max_slice_drop]
     check(
