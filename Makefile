@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 export PYTHONPATH := $(CURDIR)
 STACK := $(BIN)/python -m include.evergreen.local
 
-.PHONY: help install install-dev check format test demo up down status sql clean lock
+.PHONY: help install install-dev check format test demo up down status sql ledger clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ status: ## State of the stack and of the loop, as JSON
 
 sql: $(STAMP) ## One query on the analysts' views, read only: make sql Q="select * from flight_delay_current limit 5"
 	@$(STACK) sql "$(Q)"
+
+ledger: $(STAMP) ## Decisions and their reasons, newest last: make ledger MODEL=flight_delay KIND=gate LIMIT=50
+	@$(STACK) ledger $(if $(MODEL),--model "$(MODEL)") $(if $(KIND),--kind "$(KIND)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 clean: $(STAMP) ## End the stack and delete all its data (var/); keeps .venv
 	@$(STACK) clean

@@ -28,6 +28,7 @@ from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
 from include.evergreen.pipeline import monitoring as steps
+from include.evergreen.pipeline import retraining
 from include.evergreen.specs import ModelSpec, SourceSpec, models, sources
 
 
@@ -45,10 +46,11 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
 
     @task(outlets=[retrain])
     def ask_retrain(verdict: dict[str, Any]) -> None:
-        decision = steps.ask_retrain(platform(), model, runs.as_of(), runs.run_key())
-        if not decision.accepted:
-            raise AirflowSkipException(f"no retrain: {'; '.join(decision.reasons)}")
-        runs.emit(retrain, assets.retrain_key(model.name, runs.as_of()), reasons=list(decision.reasons))
+        asked = retraining.ask(platform(), model, runs.as_of(), runs.run_key())
+        asked.page_a_person()
+        if not asked.decision.accepted:
+            raise AirflowSkipException(f"no retrain: {'; '.join(asked.decision.reasons)}")
+        runs.emit(retrain, assets.retrain_key(model.name, runs.as_of()), reasons=list(asked.decision.reasons))
 
     with DAG(
         dag_id=f"monitor__{model.name}",

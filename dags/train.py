@@ -25,6 +25,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
+from include.evergreen.orchestration.links import link
+from include.evergreen.pipeline import retraining
 from include.evergreen.pipeline import training as steps
 from include.evergreen.specs import ModelSpec, models
 
@@ -32,6 +34,7 @@ from include.evergreen.specs import ModelSpec, models
 def train(model: ModelSpec) -> DAG:
     """The training DAG of one model."""
     champion, retrain = assets.champion(model.name), assets.retrain_requested(model.name)
+    approval = assets.approval_requested(model.name)
 
     @task(multiple_outputs=False)
     def build() -> dict[str, Any]:
@@ -62,6 +65,13 @@ def train(model: ModelSpec) -> DAG:
         runs.emit(champion, runs.as_of().isoformat(), version=registered["version"])
         return steps.promote(platform(), model, runs.as_of(), runs.run_key(), registered, decided)
 
+    @task(outlets=[approval])
+    def ask_approval(registered: dict[str, Any], decided: dict[str, Any]) -> None:
+        if not decided["accepted"]:
+            raise AirflowSkipException(f"refused: {'; '.join(decided['reasons'])}")
+        day, key = runs.as_of(), assets.retrain_key(model.name, runs.as_of())
+        runs.emit(approval, key, version=registered["version"], run_key=runs.run_key(), as_of=day.isoformat())
+
     with DAG(
         dag_id=f"train__{model.name}",
         description=f"Train a challenger of {model.name} and let the gate decide",
@@ -91,7 +101,9 @@ def train(model: ModelSpec) -> DAG:
         leaks = check_leaks(built)  # type: ignore[arg-type]
         fitted = fit(built)  # type: ignore[arg-type]
         decided = gate(built, fitted, leaks)  # type: ignore[arg-type]
-        promote(register(built, fitted, decided), decided)  # type: ignore[arg-type]
+        registered = link(register(built, fitted, decided), "Model card", "/cards/{model}/{version}")  # type: ignore[arg-type]
+        conclude = ask_approval if model.approval == "human" else promote
+        conclude(registered, decided)  # type: ignore[arg-type]
 
     return dag
 
@@ -102,7 +114,7 @@ def request(model: ModelSpec) -> DAG:
 
     @task(outlets=[retrain])
     def ask() -> None:
-        steps.request_on_schedule(platform(), model, runs.as_of(), runs.run_key())
+        retraining.request_on_schedule(platform(), model, runs.as_of(), runs.run_key())
         runs.emit(retrain, assets.retrain_key(model.name, runs.as_of()), reasons=["on schedule"])
 
     with DAG(

@@ -1,16 +1,17 @@
-"""Drift reports and validation results behind Airflow's login.
+"""Drift reports, validation results and model cards behind Airflow's login.
 
-Object keys are looked up in the mart, never taken from the URL. Pages hold text from the data, so they are sandboxed:
-they may draw, they may not act as the viewer.
+Object keys are looked up in the mart or the registry, never taken from the URL. Pages hold text from the data, so they
+are sandboxed: they may draw, they may not act as the viewer.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from typing import Annotated
 
 from airflow.api_fastapi.core_api.security import requires_authenticated
 from airflow.plugins_manager import AirflowPlugin
-from fastapi import Depends, FastAPI, HTTPException, Response
+from fastapi import Depends, FastAPI, HTTPException, Path, Response
 
 from include.evergreen.errors import NotFound, Unavailable
 from include.evergreen.orchestration.connections import platform
@@ -60,6 +61,20 @@ def validation(table: str, partition: dt.date) -> Response:
     """The validation result of a table's partition."""
     found = [row for row in platform().mart.batches(table) if row["partition_date"] == partition]
     return _page(found[0]["validation_uri"] if found else None, "validation result of this table and partition")
+
+
+@app.get("/cards/{model}/{version}")
+def card(
+    model: Annotated[str, Path(pattern=r"^[a-z][a-z0-9_]{0,47}$")], version: Annotated[int, Path(ge=1, lt=2**31)]
+) -> Response:
+    """The card of a model's version."""
+    try:
+        body = platform().registry.attachment(model, version, "card.html")
+    except NotFound:
+        raise HTTPException(404, "no card of this model and version") from None
+    except Unavailable:
+        raise HTTPException(503, "the model registry does not answer") from None
+    return Response(body, media_type="text/html; charset=utf-8", headers=HEADERS)
 
 
 class EvergreenPages(AirflowPlugin):

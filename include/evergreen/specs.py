@@ -28,6 +28,10 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _digest(spec: Spec) -> str:
+    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +163,11 @@ class SourceSpec(Spec):
             raise ValueError(f"tables: expected no name but the key's, found {renamed}")
         return self
 
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the spec."""
+        return _digest(self)
+
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
@@ -261,12 +270,13 @@ class Gate(Spec):
     """What a challenger must show on two holdouts: the newest days (fresh), where it must gain, and the frozen days,
     where it must not lose.
 
-    Bounds hold each with `confidence`, from `resamples` of whole days. `floors` are minimum values. The baseline is the
-    training rate of the label by `baseline_by` (in 24 quantile bins of a number, by value of a category), or overall
-    when it is null. A slice is a value of a category with at least `min_slice_rows` rows.
+    `auc_by_day` is the share of pairs of one day ranked right; `value` needs the model's `costs`. Bounds hold each with
+    `confidence`, from `resamples` of whole days. `floors` are minimum values. The baseline is the training rate of the
+    label by `baseline_by` (in 24 quantile bins of a number, by value of a category), or overall when it is null. A
+    slice is a value of a category with at least `min_slice_rows` rows.
     """
 
-    metric: Literal["auc", "average_precision", "log_loss", "brier", "value"] = "auc"
+    metric: Literal["auc", "auc_by_day", "average_precision", "log_loss", "brier", "value"] = "auc"
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=200)] = 2000
     floors: dict[Literal["auc", "average_precision"], float] = Field(default_factory=dict)
@@ -291,17 +301,24 @@ class Scoring(Spec):
 
 
 class Monitoring(Spec):
-    """Drift over the last `window_days` scored partitions against the champion's training reference.
+    """What is asked of a scored date.
 
-    A window drifts when the prediction breaches its threshold, or at least `min_columns` features do.
+    Drift is measured over the last `window_days` scored dates against the champion's training reference: covariates
+    drift when at least `min_columns` features breach their thresholds, the prediction by its own, labels when their
+    rate is more than `max_label_shift` away. Data is broken when on the date itself nulls rose by more than
+    `max_null_increase`, or a number does not fit the champion's profile by more than `max_misfit` of its standard
+    deviations (`drift.profile`). Performance dropped when the bounds of the AUC are below the reference's, by more than
+    `max_performance_drop`. Labels that arrive late revise estimates for `reconcile_days`.
     """
 
     window_days: Annotated[int, Field(ge=1)] = 7
     min_columns: Annotated[int, Field(ge=1)] = 2
     prediction: Drift = Drift()
+    max_label_shift: Fraction = 0.2
     max_null_increase: Fraction = 0.2
+    max_misfit: Annotated[float, Field(gt=0)] = 0.4
     performance_metric: Literal["auc"] = "auc"
-    max_performance_drop: float = 0.05
+    max_performance_drop: float = 0.03
     min_matured_rows: int = 1000
     reconcile_days: Annotated[int, Field(ge=1)] = 28
     sketch_rows: int = 5000
@@ -379,7 +396,7 @@ class ModelSpec(Spec):
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the spec with its SQL: one input of every model's lineage."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return _digest(self)
 
     @property
     def categories(self) -> tuple[str, ...]:

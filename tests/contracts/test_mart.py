@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from include.evergreen.errors import AccountingError, NotFound, Refused, Unavailable
+from include.evergreen.mart.schema import cohorts
 from include.evergreen.mart.store import Mart
 from include.evergreen.specs import ModelSpec, SourceSpec
 
@@ -289,6 +290,36 @@ def test_retries_at_once_record_one_decision(mart: Mart) -> None:
     assert len(mart.decisions()) == 1
 
 
+def test_once_a_date_another_run_that_says_the_same_leaves_no_row(mart: Mart) -> None:
+    first = mart.append_decision(**decision())
+    assert mart.append_decision(**decision(run_id="r2", actor="me"), once_a_date=True) == first
+    other_date = mart.append_decision(**decision(run_id="r2", as_of=DAY + dt.timedelta(days=1)), once_a_date=True)
+    assert other_date["run_id"] == "r2"
+    assert len(mart.decisions()) == 2
+    mart.append_decision(**decision(run_id="r3"))
+    assert len(mart.decisions()) == 3, "without it every run leaves its row"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"outcome": "refused"}, {"reasons": ["another"]}, {"evidence": {"auc": 0.8}}],
+    ids=lambda c: next(iter(c)),
+)
+def test_once_a_date_only_the_newest_counts(mart: Mart, change: dict[str, Any]) -> None:
+    mart.append_decision(**decision(), once_a_date=True)
+    mart.append_decision(**decision(run_id="r2", **change), once_a_date=True)
+    mart.append_decision(**decision(run_id="r3"), once_a_date=True)
+    assert [row["run_id"] for row in mart.decisions()] == ["r3", "r2", "r1"]
+    assert mart.append_decision(**decision(run_id="r2"), once_a_date=True)["run_id"] == "r2", "a retry gets its own"
+    assert len(mart.decisions()) == 3
+
+
+def test_once_a_date_holds_for_runs_at_once(mart: Mart) -> None:
+    runs = at_once(lambda n: mart.append_decision(**decision(run_id=f"r{n}"), once_a_date=True) and None, workers=8)
+    assert runs == []
+    assert len(mart.decisions()) == 1
+
+
 def test_decisions_are_newest_first_and_filtered(mart: Mart) -> None:
     for number in range(3):
         day = DAY + dt.timedelta(days=number)
@@ -296,6 +327,7 @@ def test_decisions_are_newest_first_and_filtered(mart: Mart) -> None:
         mart.append_decision(**decision(as_of=day, run_id=f"r{number}", kind="retrain", subject="other"))
     assert [row["as_of"].day for row in mart.decisions(kind="gate")] == [3, 2, 1]
     assert [row["as_of"].day for row in mart.decisions(subject="other", until=dt.date(2013, 7, 2))] == [2, 1]
+    assert [row["as_of"].day for row in mart.decisions(kind="gate", since=dt.date(2013, 7, 2))] == [3, 2]
     assert len(mart.decisions(limit=2)) == 2
 
 
@@ -483,6 +515,63 @@ def test_monitoring_keeps_the_first_record_of_the_same_verdict(mart: Mart) -> No
     assert [row["as_of"].day for row in mart.monitorings("flight_delay", until=dt.date(2013, 7, 1))] == [1]
     assert len(mart.monitorings("flight_delay", limit=1)) == 1
     assert changed["columns"]["dep_hour"] == {"method": "psi", "score": 0.5, "threshold": 0.1, "breached": True}
+
+
+def cohort(**changes: Any) -> dict[str, Any]:
+    return {
+        "model": "flight_delay",
+        "as_of": DAY,
+        "version": 1,
+        "scored_rows": 10,
+        "matured_rows": np.int64(5),
+        "coverage": 0.5,
+        "label_rate": np.float64(0.2),
+        "mean_probability": 0.25,
+        "auc": float("nan"),
+        "brier": 0.2,
+        "log_loss": 0.6,
+        "measured_on": DAY + dt.timedelta(days=1),
+        "run_id": "r1",
+        **changes,
+    }
+
+
+def test_a_cohort_keeps_its_first_figures_and_counts_its_revisions(mart: Mart) -> None:
+    first = mart.record_cohorts([cohort()])[0]
+    assert (first["auc"], first["first_auc"], first["first_brier"], first["first_matured_rows"]) == (None, None, 0.2, 5)
+    assert (first["first_measured_on"], first["revisions"]) == (DAY + dt.timedelta(days=1), 0)
+    later = [DAY + dt.timedelta(days=days) for days in range(10)]
+    assert mart.record_cohorts([cohort(measured_on=later[2], run_id="r2")]) == [first], "unchanged"
+
+    all_in = cohort(matured_rows=10, coverage=1.0, auc=0.7, brier=0.1, measured_on=later[3], run_id="r3")
+    full = mart.record_cohorts([all_in])[0]
+    assert (full["matured_rows"], full["auc"], full["measured_on"], full["run_id"]) == (10, 0.7, later[3], "r3")
+    assert (full["first_matured_rows"], full["first_auc"], full["first_brier"], full["revisions"]) == (5, None, 0.2, 1)
+    assert full["first_measured_on"] == later[1]
+    before = everything(mart)
+    for again in (all_in, cohort(), cohort(measured_on=later[2], auc=0.1)):
+        assert mart.record_cohorts([again]) == [full], "a rerun, and runs of earlier dates"
+    assert everything(mart) == before
+    worse = mart.record_cohorts([{**all_in, "auc": 0.6}])[0]
+    assert (worse["auc"], worse["first_auc"], worse["revisions"]) == (0.6, None, 2), "the same date measured anew"
+
+
+def test_cohorts_are_listed_by_date_and_version(mart: Mart) -> None:
+    days = [DAY + dt.timedelta(days=days) for days in range(3)]
+    assert mart.record_cohorts([]) == []
+    mart.record_cohorts([cohort(as_of=day, version=version) for version in (2, 1) for day in reversed(days)])
+    mart.record_cohorts([cohort(model="other")])
+    assert [(row["as_of"], row["version"]) for row in mart.cohorts("flight_delay", days[1], days[1])] == [
+        (days[1], 1),
+        (days[1], 2),
+    ]
+    assert [row["as_of"] for row in mart.cohorts("flight_delay")] == [day for day in days for _ in (1, 2)]
+    assert [row["as_of"] for row in mart.cohorts("flight_delay", since=days[2])] == [days[2]] * 2
+    assert [row["as_of"] for row in mart.cohorts("flight_delay", until=days[0])] == [days[0]] * 2
+
+
+def test_every_column_of_cohorts_is_explained() -> None:
+    assert [column.name for column in cohorts.columns if not column.comment] == []
 
 
 # --- the lock and failures -------------------------------------------------------------------------------------------

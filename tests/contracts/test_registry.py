@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pytest
 from pydantic import SecretStr
 
-from include.evergreen.errors import ChecksumMismatch, NotFound, Unavailable
+from include.evergreen.errors import ChecksumMismatch, NotFound, Refused, Unavailable
 from include.evergreen.lake.objects import S3Objects
 from include.evergreen.promotion.memory import MemoryRegistry
 from include.evergreen.promotion.ports import Registry, TrainingRecord
@@ -255,6 +255,59 @@ def test_a_long_spec_or_parameter_is_registered(registry: Registry, length: int)
     assert registry.load(MODEL, 1) == bundle()
 
 
+# --- lineage and attachments -----------------------------------------------------------------------------------------
+
+
+def test_lineage_is_what_was_recorded(registry: Registry) -> None:
+    given = {"snapshots": {"trusted.orders": "7"}, "overrides": None, "since": AS_OF, "spec": {"sql": "x" * 9_000}}
+    registry.register(bundle(), record(lineage=given))
+    found = registry.lineage(MODEL, 1)
+    assert found == {**given, "since": AS_OF.isoformat(), "params": record().params}
+
+
+def test_lineage_keeps_the_order_of_the_features(registry: Registry) -> None:
+    features = {"region": {"type": "category"}, "amount": {}, "late_before": {}}
+    registry.register(bundle(), record(lineage={"spec": {"features": features}}))
+    assert list(registry.lineage(MODEL, 1)["spec"]["features"]) == list(features)
+
+
+def test_an_attachment_is_read_back_and_replaced(registry: Registry) -> None:
+    for number in (1, 2):
+        registry.register(bundle(str(number)), record(f"run-{number}"))
+    first = registry.attach(MODEL, 1, "card.html", b"<p>one</p>", "text/html")
+    other = registry.attach(MODEL, 2, "card.html", b"<p>two</p>", "text/html")
+    assert first != other
+    assert first.endswith("/card.html")
+    assert registry.attachment(MODEL, 1, "card.html") == b"<p>one</p>"
+    assert registry.attach(MODEL, 1, "card.html", b"<p>again</p>", "text/html") == first
+    assert registry.attachment(MODEL, 1, "card.html") == b"<p>again</p>"
+    assert registry.attachment(MODEL, 2, "card.html") == b"<p>two</p>"
+    assert registry.load(MODEL, 1) == bundle("1")
+
+
+def test_an_unknown_version_or_attachment_is_not_found(registry: Registry) -> None:
+    for call in (
+        lambda: registry.lineage(MODEL, 1),
+        lambda: registry.attach(MODEL, 1, "card.html", b"", "text/html"),
+        lambda: registry.attachment(MODEL, 1, "card.html"),
+    ):
+        with pytest.raises(NotFound, match=MODEL):
+            call()
+    registry.register(bundle(), record())
+    with pytest.raises(NotFound, match=r"card\.html"):
+        registry.attachment(MODEL, 1, "card.html")
+
+
+@pytest.mark.parametrize("name", [*FILES, "lineage.json", "importances.json", "", "../x", "a/b", ".hidden"])
+def test_an_attachment_never_takes_the_place_of_another_file(registry: Registry, name: str) -> None:
+    registry.register(bundle(), record())
+    with pytest.raises(Refused, match="attachment"):
+        registry.attach(MODEL, 1, name, b"x", "text/plain")
+    with pytest.raises(Refused, match="attachment"):
+        registry.attachment(MODEL, 1, name)
+    assert registry.load(MODEL, 1) == bundle()
+
+
 # --- on MLflow alone -------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +354,14 @@ def test_a_second_process_sees_the_same(mlflow: OnMlflow) -> None:
     assert other.champion(MODEL) == mlflow.registry.champion(MODEL)
     assert other.register(bundle(), record()).number == 1
     assert other.load(MODEL, 1) == bundle()
+
+
+def test_an_attachment_lies_beside_its_version(mlflow: OnMlflow) -> None:
+    version = mlflow.registry.register(bundle(), record())
+    uri = mlflow.registry.attach(MODEL, 1, "card.html", b"<p>", "text/html")
+    key = f"{version.tags['prefix']}/card.html"
+    assert uri == mlflow.objects.uri(key)
+    assert mlflow.objects.get(key) == b"<p>"
 
 
 def test_a_lost_object_is_not_found(mlflow: OnMlflow) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import ast
 import datetime as dt
+import importlib.util
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from include.evergreen import errors
 from include.evergreen.orchestration import assets, defaults, settings_file
 from include.evergreen.specs import models, sources
+from tests import examples
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = sorted((PROJECT / "dags").glob("*.py"))
@@ -28,6 +33,8 @@ EXPECTED = {
     "request__flight_delay",
     "replay_quarantine",
     "maintain_lake",
+    "rollback",
+    "rebuild",
 }
 HEADINGS = ["Purpose", "Inputs and outputs", "Rerun policy", "On failure"]
 MAX_LINES, MAX_STATEMENTS = 150, 5
@@ -157,6 +164,7 @@ ORDER = [
     ("ingest__nyc_flights", ["table.wait", "table.land", "table.validate", "table.publish", "complete"]),
     ("score__flight_delay", ["predict", "publish"]),
     ("monitor__flight_delay", ["measure", "conclude", "ask_retrain"]),
+    ("rollback", ["plan", "withdraw", "rescore", "complete"]),
     ("train__flight_delay", ["build", "check_leaks", "gate", "register", "promote"]),
     ("train__flight_delay", ["build", "fit", "gate", "register", "promote"]),
 ]
@@ -227,6 +235,93 @@ def test_a_table_is_ingested_by_itself(bag: Any) -> None:
         assert group.group_id == "table"
         assert set(group._expand_input.value["table"]) == set(source.tables)
         assert dag.get_task("complete").trigger_rule == "none_failed", "a table without a new delivery is skipped"
+
+
+# --- approval by a person --------------------------------------------------------------------------------------------
+
+SPEC = examples.model(approval="human", approvers=["oncall", "owner"], approval_hours=48)
+
+
+@pytest.fixture(scope="module")
+def approve() -> Any:
+    """`dags/approve.py` as a module: no model of ours asks a person."""
+    path = PROJECT / "dags/approve.py"
+    spec = importlib.util.spec_from_file_location("approve_under_test", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def approval(approve: Any) -> Any:
+    return approve.approve(SPEC)
+
+
+def test_only_a_model_that_asks_a_person_has_an_approval(bag: Any) -> None:
+    asking = {f"approve__{model.name}" for model in models().values() if model.approval == "human"}
+    assert {dag_id for dag_id in bag.dag_ids if dag_id.startswith("approve__")} == asking
+
+
+def test_an_approval_keeps_the_promises_of_every_dag(approval: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert approval.dag_id == "approve__late_order"
+    test_its_page_has_the_fixed_headings(approval)
+    test_its_page_names_the_runbook_of_its_alert(approval)
+    test_its_params_are_typed_and_explained(approval)
+    test_a_dead_dependency_is_tried_again_with_backoff(approval)
+    test_a_failed_task_names_its_runbook(approval, caplog)
+    test_the_scheduler_can_store_it(approval)
+
+
+def test_an_approval_asks_then_concludes(approval: Any) -> None:
+    assert type(approval.timetable).__name__ == "PartitionedAssetTimetable"
+    assert consumed(approval) == {assets.approval_requested(SPEC.name).name}
+    assert emitted(approval) == {"conclude": {assets.champion(SPEC.name).name}}
+    assert approval.get_task("wait").upstream_task_ids == {"prepare"}
+    assert approval.get_task("conclude").upstream_task_ids == {"prepare", "wait"}
+    assert approval.max_active_runs == 8, "a newer candidate waits beside an older one"
+
+
+def test_no_answer_is_a_no_in_good_time(approval: Any) -> None:
+    wait = approval.get_task("wait")
+    assert isinstance(wait, ApprovalOperator)
+    assert (wait.options, wait.defaults, wait.multiple) == (["Approve", "Reject"], ["Reject"], False)
+    assert wait.response_timeout == dt.timedelta(hours=48)
+    assert wait.response_timeout < approval.dagrun_timeout, "a run that is cut off would record nothing"
+    assert wait.assigned_users == [{"id": "oncall", "name": "oncall"}, {"id": "owner", "name": "owner"}]
+
+
+def test_without_approvers_every_user_who_may_edit_answers(approve: Any) -> None:
+    anyone = approve.approve(examples.model(approval="human", name="other_order"))
+    assert anyone.get_task("wait").assigned_users is None
+
+
+@pytest.mark.parametrize("option", ["Approve", "Reject"])
+@pytest.mark.parametrize("user", [{"id": "oncall", "name": "oncall"}, None], ids=["person", "timeout"])
+def test_every_answer_reaches_conclude(approval: Any, option: str, user: dict[str, str] | None) -> None:
+    wait = approval.get_task("wait")
+    event = {
+        "chosen_options": [option],
+        "params_input": {},
+        "responded_at": dt.datetime(2024, 3, 4, tzinfo=dt.UTC),
+        "responded_by_user": user,
+        "timedout": user is None,
+    }
+    context = {"task": wait, "ti": SimpleNamespace(map_index=-1, xcom_push=lambda **_: None)}
+    answer = wait.execute_complete(context, dict(event))
+    assert answer == {name: value for name, value in event.items() if name != "timedout"}
+    if option == "Reject":  # what the operator does by itself: no answer for `conclude`, which is skipped
+        with pytest.raises(DownstreamTasksSkipped):
+            ApprovalOperator.skip(wait, context["ti"], [approval.get_task("conclude")])
+
+
+def test_a_template_in_the_data_is_not_run(approval: Any) -> None:
+    asked = {"subject": "Promote {{ 6 * 7 }}?", "body": "region = {{ 6 * 7 }} {% raw %}"}
+    wait = approval.get_task("wait").prepare_for_execution()
+    wait.render_template_fields({"ti": SimpleNamespace(xcom_pull=lambda task_ids: {"prepare": asked}[task_ids])})
+    assert (wait.subject, wait.body) == (asked["subject"], asked["body"])
 
 
 # --- the files -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ def test_a_key_without_a_date_is_refused(key: str) -> None:
 def test_no_two_assets_share_a_name_or_an_address() -> None:
     made = [make(name) for name in ("a", "b") for make in (assets.trusted, assets.predictions)]
     made += [make(name) for name in ("a", "b") for make in (assets.retrain_requested, assets.champion)]
-    assert len({asset.name for asset in made}) == len({asset.uri for asset in made}) == 8
+    made += [assets.approval_requested(name) for name in ("a", "b")]
+    assert len({asset.name for asset in made}) == len({asset.uri for asset in made}) == 10
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -95,6 +97,20 @@ def test_a_run_key_is_safe_in_keys_tags_and_sql(run_id: str, key: str, within: A
     assert runs.run_key() == key
 
 
+@pytest.mark.parametrize(("user", "named"), [("ada", "ada"), (None, "airflow"), ("", "airflow"), ("x" * 80, "x" * 64)])
+def test_a_run_by_hand_names_its_user(user: str | None, named: str, within: Any) -> None:
+    run = Run()
+    run.triggering_user_name = user  # type: ignore[attr-defined]
+    within(run)
+    assert runs.actor() == named
+
+
+def test_airflow_tells_a_task_who_started_its_run() -> None:
+    from airflow.sdk.api.datamodels._generated import DagRun
+
+    assert "triggering_user_name" in DagRun.model_fields
+
+
 class Event:
     def __init__(self, *reasons: str) -> None:
         self.extra = {"reasons": list(reasons)}
@@ -118,6 +134,16 @@ def test_a_training_by_hand_without_a_reason_is_refused(within: Any) -> None:
         runs.reason(assets.retrain_requested("flight_delay"))
 
 
+def test_payloads_are_what_the_events_carry(within: Any) -> None:
+    asset, run = assets.approval_requested("flight_delay"), Run("flight_delay|2013-07-01")
+    events = [SimpleNamespace(extra={"version": 3}), SimpleNamespace(extra={"version": 4})]
+    run.context["triggering_asset_events"] = {asset: events}
+    within(run)
+    assert runs.payloads(asset) == [{"version": 3}, {"version": 4}]
+    run.context["triggering_asset_events"] = {}
+    assert runs.payloads(asset) == []
+
+
 def test_a_parse_for_one_dag_wants_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.wanted("score__flight_delay")
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "score__flight_delay")
@@ -126,7 +152,8 @@ def test_a_parse_for_one_dag_wants_no_other(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_verb_has_a_runbook(bag: Any) -> None:
-    assert {defaults.runbook(dag_id) for dag_id in bag.dag_ids} == set(defaults.RUNBOOKS.values())
+    verbs = {*bag.dag_ids, "approve__late_order"}  # no model of ours asks a person
+    assert {defaults.runbook(dag_id) for dag_id in verbs} == set(defaults.RUNBOOKS.values())
     assert defaults.runbook("score__other_model") == defaults.runbook("score__flight_delay")
 
 

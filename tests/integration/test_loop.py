@@ -506,6 +506,15 @@ def test_pages_need_a_login_are_sandboxed_and_linked_from_their_tasks(loop: Loop
         assert page(path, "admin").status_code == 404
     assert page("/reports/flight_delay/..%2f..%2fsecrets.json", "admin").status_code in (404, 422)
 
+    assert page("/cards/flight_delay/1", None).status_code == 401
+    card = page("/cards/flight_delay/1", "analyst")
+    assert card.status_code == 200
+    assert "<title>flight_delay, version 1</title>" in card.text
+    assert card.headers["content-security-policy"].startswith("sandbox ")
+    assert page("/cards/flight_delay/999", "admin").status_code == 404
+    for path in ("/cards/flight_delay/0", "/cards/..%2fsecrets/1", "/cards/flight_delay/card.html"):
+        assert page(path, "admin").status_code in (404, 422)
+
     for dag_id, task, path in ((MONITOR, "measure", report), (INGEST, "table.validate", validation)):
         run = loop.runs(dag_id, str(LAST))[0]["dag_run_id"]
         names = list(yaml.safe_load((PROJECT / "include/sources/nyc_flights/source.yaml").read_text())["tables"])

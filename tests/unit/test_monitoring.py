@@ -16,7 +16,7 @@ from include.evergreen.drift.verdict import MonitoringFacts
 from include.evergreen.errors import NotEnoughData
 from include.evergreen.features.build import features, labelled, labels
 from include.evergreen.lake.memory import MemoryLake
-from include.evergreen.pipeline.monitoring import ask_retrain, conclude, measure
+from include.evergreen.pipeline.monitoring import conclude, measure
 from include.evergreen.pipeline.scoring import predict, publish
 from include.evergreen.platform import Platform
 from include.evergreen.promotion.ports import TrainingRecord
@@ -128,8 +128,8 @@ def test_a_calm_window_is_ok_and_its_numbers_are_everywhere_the_same(platform: P
 def test_performance_counts_only_what_was_known_at_the_as_of_date(platform: Platform) -> None:
     seen = run(platform, spec())["performance"]
     # Outcomes of a day are known the next midnight: all of the window but AS_OF itself.
-    assert (seen["matured_rows"], seen["scored_rows"]) == (240, 300)
-    assert platform.mart.monitorings("late_order")[0]["performance"]["coverage"] == 0.8
+    assert (seen["matured_rows"], seen["scored_rows"], seen["cohorts"], seen["waiting"]) == (240, 240, 4, 1)
+    assert platform.mart.monitorings("late_order")[0]["performance"]["coverage"] == 1.0
     assert seen["auc"] > 0.6
     assert seen["reference_auc"] == bundle().facts["metrics"]["reference"]["auc"]
 
@@ -142,6 +142,12 @@ def test_performance_counts_only_what_was_known_at_the_as_of_date(platform: Plat
     assert seen["auc"] == pytest.approx(roc_auc_score(truth, probability), abs=1e-9)
     assert seen["brier"] == pytest.approx(brier_score_loss(truth, probability), abs=1e-9)
     assert seen["log_loss"] == pytest.approx(log_loss(truth, probability), abs=1e-6)
+
+
+def test_labels_that_take_longer_move_the_window_of_performance_back(platform: Platform) -> None:
+    slow = spec().model_copy(update={"label": spec().label.model_copy(update={"matures_after_days": 3})})
+    seen = run(platform, slow)["performance"]
+    assert (seen["cohorts"], seen["waiting"], seen["matured_rows"]) == (4, 3, 240)
 
 
 def test_a_shift_is_drift(platform: Platform) -> None:
@@ -208,7 +214,8 @@ def test_a_new_champion_does_not_answer_for_its_predecessor(platform: Platform) 
     score(platform, [AS_OF], register(platform, "second"))
     found = run(platform, spec())
     assert found["version"] == 2
-    assert (found["performance"]["scored_rows"], found["performance"]["matured_rows"]) == (60, 0)
+    assert (found["performance"]["matured_rows"], found["performance"]["cohorts"]) == (0, 0)
+    assert found["performance"]["waiting"] == 1
     assert any("performance unknown: 0 matured rows" in reason for reason in found["reasons"])
     assert found["rows"] == 300
 
@@ -224,7 +231,7 @@ def test_the_first_scored_date_is_judged_on_a_whole_window(platform: Platform) -
     first = days_to(AS_OF, 7)[0]
     found = run(platform, spec(), first)
     assert found["partitions"] == [day.isoformat() for day in days_to(first, 5)]
-    assert found["performance"]["scored_rows"] == 60
+    assert (found["performance"]["cohorts"], found["performance"]["waiting"]) == (0, 1)
     assert found["verdict"] == "ok", found["reasons"]
 
 
@@ -256,67 +263,6 @@ def test_another_run_that_says_the_same_leaves_no_row_and_one_that_differs_does(
     change(platform, "orders", days_to(AS_OF, 5), amount=lambda n: np.full(n, None))
     run(platform, spec(), run_id="r3")
     assert [row["run_id"] for row in platform.mart.decisions(kind="verdict")] == ["r3", "r1"]
-
-
-def record(platform: Platform, as_of: dt.date, verdict: str) -> None:
-    platform.mart.record_monitoring(
-        model="late_order",
-        as_of=as_of,
-        version=1,
-        verdict=verdict,
-        reasons=["r"],
-        columns={},
-        performance={},
-        report_uri=None,
-        run_id="m",
-    )
-
-
-def test_two_breaches_ask_once_and_a_retry_gets_the_same_answer(tmp_path: Path) -> None:
-    world = memory_platform(tmp_path)
-    yesterday = AS_OF - dt.timedelta(days=1)
-    record(world, yesterday, "drift")
-    assert not ask_retrain(world, spec(), yesterday, "a").accepted
-    record(world, AS_OF, "performance_drop")
-    first = ask_retrain(world, spec(), AS_OF, "b")
-    assert first.accepted
-    assert ask_retrain(world, spec(), AS_OF, "b") == first, "a retry of the run that asked"
-    again = ask_retrain(world, spec(), AS_OF, "c")
-    assert not again.accepted
-    assert f"{AS_OF} has asked already" in again.reasons
-    tomorrow = AS_OF + dt.timedelta(days=1)
-    record(world, tomorrow, "drift")
-    assert "cooldown" in ask_retrain(world, spec(), tomorrow, "d").reasons[0]
-    rows = world.mart.decisions(subject="late_order", kind="retrain")
-    assert sorted((row["run_id"], row["outcome"]) for row in rows) == [
-        ("a", "refused"),
-        ("b", "allowed"),
-        ("c", "refused"),
-        ("d", "refused"),
-    ]
-
-
-def test_broken_data_is_refused_in_the_ledger_and_ok_asks_nothing(tmp_path: Path) -> None:
-    world = memory_platform(tmp_path)
-    days = days_to(AS_OF, 3)
-    for day, verdict in zip(days, ("drift", "drift", "broken_data"), strict=True):
-        record(world, day, verdict)
-    decision = ask_retrain(world, spec(), AS_OF, "a")
-    assert not decision.accepted
-    assert [row["outcome"] for row in world.mart.decisions(kind="retrain")] == ["refused"]
-    record(world, AS_OF, "ok")
-    assert not ask_retrain(world, spec(), AS_OF, "b").accepted
-    assert len(world.mart.decisions(kind="retrain")) == 1
-
-
-def test_a_backfilled_date_ignores_later_verdicts(tmp_path: Path) -> None:
-    world = memory_platform(tmp_path)
-    for day in days_to(AS_OF + dt.timedelta(days=2), 2):
-        record(world, day, "drift")
-    record(world, AS_OF, "drift")
-    decision = ask_retrain(world, spec(), AS_OF, "a")
-    assert not decision.accepted
-    assert decision.evidence["windows"] == {AS_OF.isoformat(): "drift"}
 
 
 def test_facts_are_small(platform: Platform) -> None:

@@ -14,7 +14,6 @@ import pytest
 from include.evergreen.errors import LeakDetected, NotEnoughData, NotFound, Refused
 from include.evergreen.pipeline import staging
 from include.evergreen.pipeline import training as steps
-from include.evergreen.pipeline.monitoring import ask_retrain
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
 from tests import examples
@@ -329,45 +328,3 @@ def test_rows_that_were_cleared_away_are_not_found(platform: MemoryPlatform) -> 
     platform.objects.delete([built["rows_key"]])
     with pytest.raises(NotFound, match=r"rows\.parquet"):
         steps.fit(platform, SPEC, AS_OF, "run-1", built)
-
-
-# --- the schedule ----------------------------------------------------------------------------------------------------
-
-
-def verdict(platform: Platform, as_of: dt.date, kind: str) -> None:
-    platform.mart.record_monitoring(
-        model=SPEC.name,
-        as_of=as_of,
-        version=1,
-        verdict=kind,
-        reasons=[kind],
-        columns={},
-        performance={},
-        report_uri=None,
-        run_id=f"monitor-{as_of}",
-    )
-
-
-def test_a_scheduled_training_counts_for_the_cooldown(platform: MemoryPlatform) -> None:
-    days = [AS_OF + dt.timedelta(days=offset) for offset in range(12)]
-    cooldown = SPEC.retrain.cooldown_days
-    for _ in range(2):
-        steps.request_on_schedule(platform, SPEC, days[0], "request-1")
-    (asked,) = platform.mart.decisions(subject=SPEC.name, kind="retrain")
-    assert (asked["outcome"], asked["actor"], asked["as_of"]) == ("allowed", "schedule", days[0])
-    assert SPEC.training.schedule is not None
-    assert SPEC.training.schedule in asked["reasons"][0]
-    answers = {}
-    for offset, day in enumerate(days):
-        verdict(platform, day, "drift")
-        answers[offset] = ask_retrain(platform, SPEC, day, f"monitor-{day}")
-    assert [offset for offset, answer in answers.items() if answer.accepted] == [cooldown]
-    assert any("asked already" in reason for reason in answers[0].reasons)
-    assert any(f"cooldown: {days[0]} asked" in reason for reason in answers[cooldown - 1].reasons)
-    assert any(f"cooldown: {days[cooldown]} asked" in reason for reason in answers[cooldown + 1].reasons)
-
-
-def test_without_the_schedules_request_drift_asks_at_once(platform: MemoryPlatform) -> None:
-    for offset in range(2):
-        verdict(platform, AS_OF + dt.timedelta(days=offset), "drift")
-    assert ask_retrain(platform, SPEC, AS_OF + dt.timedelta(days=1), "monitor-1").accepted

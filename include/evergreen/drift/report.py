@@ -87,10 +87,13 @@ def build(reference: pa.Table, current: pa.Table, spec: ModelSpec, context: Mapp
     return Report(page.encode(), document, columns)
 
 
+GOVERNED = "The retrain governor decides; see docs/runbooks/"
 WHAT_TO_DO = {
     "ok": "Nothing.",
-    "drift": "The retrain policy decides; see docs/runbooks/drift-verdict.md.",
-    "performance_drop": "The retrain policy decides; see docs/runbooks/performance-drop.md.",
+    "covariate_drift": f"{GOVERNED}drift-verdict.md.",
+    "label_drift": f"{GOVERNED}drift-verdict.md.",
+    "prediction_drift": f"{GOVERNED}drift-verdict.md.",
+    "performance_drop": f"{GOVERNED}performance-drop.md.",
     "broken_data": "Repair the data first, nothing is retrained on it; see docs/runbooks/broken-data.md.",
 }
 

@@ -1,4 +1,4 @@
-"""The verdict on a window: pure, from facts. Broken data outranks a performance drop, which outranks drift."""
+"""The verdict on a date: pure, from facts. Triage before action: broken data is told apart from drift first."""
 
 from __future__ import annotations
 
@@ -9,17 +9,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeGuard
 
+from include.evergreen.drift.profile import Misfit
 from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import PREDICTION
 
-Kind = Literal["ok", "broken_data", "drift", "performance_drop"]
-GRAVITY: tuple[Kind, ...] = ("ok", "drift", "performance_drop", "broken_data")
+Kind = Literal["ok", "covariate_drift", "label_drift", "prediction_drift", "performance_drop", "broken_data"]
+GRAVITY: tuple[Kind, ...] = (
+    "ok",
+    "covariate_drift",
+    "label_drift",
+    "prediction_drift",
+    "performance_drop",
+    "broken_data",
+)
 """Verdicts from light to grave."""
+BREACHES: frozenset[str] = frozenset(GRAVITY) - {"ok", "broken_data"}
+"""Verdicts that may retrain a model."""
 
 MIN_ROWS_RATIO = 0.5
 """Scored rows below this share of the median of recent partitions are far below recent."""
 MIN_RECENT = 3
 """Partitions it takes to speak of a median."""
+CHANCE = 0.5
+"""AUC of a coin. A world that changed makes a model useless; only a fault makes it wrong."""
 CONSTANT_SHARE = 0.5
 """A window that holds one value only is broken when that value had less than this share of the reference."""
 
@@ -45,7 +57,7 @@ class ColumnHealth:
     """A feature's values in the window and in the reference.
 
     Attributes:
-        null_share: share of nulls, 0 to 1, in the window; `reference_null_share` in the reference.
+        null_share: share of nulls, 0 to 1, on the as-of date; `reference_null_share` in the reference.
         distinct: distinct values without null in the window; `reference_distinct` in the reference.
         only_value_share: share of the reference that equals the window's only value; None when it holds more than one.
     """
@@ -59,7 +71,17 @@ class ColumnHealth:
 
 @dataclass(frozen=True)
 class Performance:
-    """The matured part of the window. A metric is None when it is undefined (no rows, one class)."""
+    """The window's cohorts whose labels are due: those of the version that scored its last date. What is undefined
+    (no rows, one class) or not recorded is None.
+
+    Attributes:
+        matured_rows: rows of the due cohorts whose label is known; `scored_rows` all of them.
+        auc_low: lower bound of the AUC by whole days; `auc_high` the upper. None with fewer than two days.
+        label_rate: share of positives; `reference_rate` in the reference.
+        cohorts: due cohorts; `waiting` those not due yet.
+        revised: one sentence per cohort, of any version, whose labels grew since it was first measured.
+        newest: the newest due cohort, ISO; its AUC, and three standard errors above it (Hanley and McNeil, 1982).
+    """
 
     auc: float | None = None
     brier: float | None = None
@@ -67,6 +89,18 @@ class Performance:
     matured_rows: int = 0
     scored_rows: int = 0
     reference_auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    label_rate: float | None = None
+    reference_auc_low: float | None = None
+    reference_auc_high: float | None = None
+    reference_rate: float | None = None
+    cohorts: int = 0
+    waiting: int = 0
+    revised: list[str] = field(default_factory=list)
+    newest: str | None = None
+    newest_auc: float | None = None
+    newest_auc_high: float | None = None
 
     @property
     def coverage(self) -> float:
@@ -85,6 +119,8 @@ class MonitoringFacts:
         scored_rows: rows scored on `as_of`; `recent_rows` on the scored dates before it, any order.
         columns: drift of features and prediction; `health` of the features.
         stopped: one sentence per partition of the source that the window needed and that was not published.
+        misfits: numbers of the as-of date that do not fit the version's profile.
+        importances: gain of each feature in the version, any scale.
     """
 
     as_of: dt.date
@@ -97,6 +133,8 @@ class MonitoringFacts:
     health: Mapping[str, ColumnHealth] = field(default_factory=dict)
     performance: Performance = Performance()
     stopped: tuple[str, ...] = ()
+    misfits: Mapping[str, Misfit] = field(default_factory=dict)
+    importances: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -122,17 +160,20 @@ class MonitoringFacts:
             health={name: ColumnHealth(**column) for name, column in data["health"].items()},
             performance=Performance(**data["performance"]),
             stopped=tuple(data["stopped"]),
+            misfits={name: Misfit(**misfit) for name, misfit in data["misfits"].items()},
+            importances=dict(data["importances"]),
         )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a window.
+    """What is wrong with a date.
 
     Attributes:
         kind: the gravest finding.
         reasons: every finding, gravest first, then what could not be known. Never empty.
-        guilty: columns behind the findings, worst first.
+        guilty: columns behind the findings: broken ones first, worst first; then drifting ones by severity times
+            importance.
     """
 
     kind: Kind
@@ -141,21 +182,23 @@ class Verdict:
 
 
 def judge(facts: MonitoringFacts, spec: ModelSpec) -> Verdict:
-    """Judge one window by the spec's `monitoring` rules."""
+    """Judge one date by the spec's `monitoring` rules."""
     broken, sick = _broken(facts, spec)
     dropped, unknown = _performance(facts, spec)
-    drifted, guilty, unmeasured = _drift(facts, spec)
+    drift = _Drift(facts, spec)
     findings: tuple[tuple[Kind, list[str]], ...] = (
         ("broken_data", broken),
         ("performance_drop", dropped),
-        ("drift", drifted),
+        ("prediction_drift", drift.prediction),
+        ("label_drift", _labels(facts, spec)),
+        ("covariate_drift", drift.covariates),
     )
     kind: Kind = next((kind for kind, reasons in findings if reasons), "ok")
     reasons = [reason for _, found in findings for reason in found]
     if not reasons:
         reasons.append(f"nothing found in {facts.rows} rows of {len(facts.partitions)} scored partition(s)")
-    suspects = [*sick, *(guilty if drifted else [])]
-    return Verdict(kind, (*reasons, *unknown, *unmeasured), tuple(dict.fromkeys(suspects)))
+    suspects = [*sick, *(drift.guilty if kind != "ok" else [])]
+    return Verdict(kind, (*reasons, *unknown, *drift.unmeasured), tuple(dict.fromkeys(suspects)))
 
 
 def _broken(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str]]:
@@ -179,7 +222,32 @@ def _broken(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[st
             if reason:
                 found.append((health.reference_null_share - health.null_share, name, reason))
     found.sort()
-    return [*reasons, *(reason for _, _, reason in found)], [name for _, name, _ in found]
+    sick = [name for _, name, _ in found]
+    reasons += [reason for _, _, reason in found]
+    for name, misfit in facts.misfits.items():
+        if name not in sick:
+            sick.append(name)
+            reasons.append(_misfit(name, misfit))
+    seen = facts.performance
+    if _known(seen.newest_auc) and _known(seen.newest_auc_high) and seen.newest_auc_high < CHANCE:
+        reasons.append(
+            f"the labels of {seen.newest} contradict the predictions: AUC {seen.newest_auc:.4f}, at most "
+            f"{seen.newest_auc_high:.4f} by chance; labels or scores are turned round"
+        )
+    return reasons, sick
+
+
+def _misfit(name: str, misfit: Misfit) -> str:
+    hint = f"; {misfit.hint}?" if misfit.hint else ""
+    if misfit.kind == "support":
+        return (
+            f"{name}: {misfit.found:.0%} of the last rows hold values never seen in training, "
+            f"at most {misfit.limit:.0%} expected{hint}"
+        )
+    return (
+        f"{name}: does not fit the other columns: {misfit.found:+.2f} standard deviations off, "
+        f"at most {misfit.limit:g} expected{hint}"
+    )
 
 
 def _sick(name: str, health: ColumnHealth, spec: ModelSpec, constant: bool) -> str | None:
@@ -189,7 +257,7 @@ def _sick(name: str, health: ColumnHealth, spec: ModelSpec, constant: bool) -> s
     rise = health.null_share - health.reference_null_share
     if _above(rise, spec.monitoring.max_null_increase):
         return (
-            f"{name}: nulls rose from {health.reference_null_share:.1%} to {health.null_share:.1%}, "
+            f"{name}: nulls rose from {health.reference_null_share:.1%} to {health.null_share:.1%} of the date, "
             f"more than the {spec.monitoring.max_null_increase:.1%} allowed"
         )
     share = health.only_value_share
@@ -205,35 +273,59 @@ def _performance(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], li
         return [], [f"performance unknown: {seen.matured_rows} matured rows, expected {rules.min_matured_rows}"]
     if not _known(seen.auc):
         return [], [f"performance unknown: AUC is undefined on {seen.matured_rows} matured rows"]
+    if not _known(seen.auc_high):
+        return [], [f"performance unknown: {seen.cohorts} matured date(s), expected at least 2 for an interval"]
     if not _known(seen.reference_auc):
         return [], [f"performance unknown: version {facts.version} has no reference AUC"]
     drop = seen.reference_auc - seen.auc
-    if _above(drop, rules.max_performance_drop):
+    floor = seen.reference_auc_low if _known(seen.reference_auc_low) else seen.reference_auc
+    if seen.auc_high < floor and _above(drop, rules.max_performance_drop):
         return [
-            f"AUC {seen.auc:.4f} on {seen.matured_rows} matured rows is {drop:.4f} below the reference's "
-            f"{seen.reference_auc:.4f}, more than the {rules.max_performance_drop:g} allowed"
+            f"AUC {seen.auc:.4f}, at most {seen.auc_high:.4f}, on {seen.matured_rows} matured rows "
+            f"({seen.coverage:.0%} of those due) is below the reference's {seen.reference_auc:.4f}, "
+            f"at least {floor:.4f}"
         ], []
     return [], []
 
 
-def _drift(facts: MonitoringFacts, spec: ModelSpec) -> tuple[list[str], list[str], list[str]]:
-    measured = {name: column for name, column in facts.columns.items() if _known(column.score)}
-    breached = {name: column for name, column in measured.items() if column.breached}
-    ranked = sorted(breached, key=lambda name: (-breached[name].severity, name))
-    features = [name for name in ranked if name != PREDICTION]
-    reasons = []
-    if PREDICTION in breached:
-        reasons.append(f"the prediction drifts: {_said(breached[PREDICTION])}")
-    if len(features) >= spec.monitoring.min_columns:
-        worst = ", ".join(f"{name} {_said(breached[name])}" for name in features[:5])
-        more = f" and {len(features) - 5} more" if len(features) > 5 else ""
-        reasons.append(f"{len(features)} features drift (allowed: {spec.monitoring.min_columns - 1}): {worst}{more}")
-    unmeasured = [
-        f"{name}: drift not measured: {column.note or 'no finite distance'}"
-        for name, column in facts.columns.items()
-        if name not in measured
+def _labels(facts: MonitoringFacts, spec: ModelSpec) -> list[str]:
+    seen = facts.performance
+    enough = seen.matured_rows >= spec.monitoring.min_matured_rows
+    if not enough or not _known(seen.label_rate) or not _known(seen.reference_rate):
+        return []
+    if not _above(abs(seen.label_rate - seen.reference_rate), spec.monitoring.max_label_shift):
+        return []
+    return [
+        f"the label drifts: {seen.label_rate:.1%} of {seen.matured_rows} matured rows, {seen.reference_rate:.1%} of "
+        f"the reference; {spec.monitoring.max_label_shift:.1%} away is allowed"
     ]
-    return reasons, ranked, unmeasured
+
+
+class _Drift:
+    """What the distances say. `guilty` are breached columns by severity times importance, the prediction first."""
+
+    def __init__(self, facts: MonitoringFacts, spec: ModelSpec) -> None:
+        measured = {name: column for name, column in facts.columns.items() if _known(column.score)}
+        breached = {name: column for name, column in measured.items() if column.breached}
+        weight = {name: facts.importances.get(name, 0.0) for name in breached}
+        features = sorted(
+            (name for name in breached if name != PREDICTION),
+            key=lambda name: (-breached[name].severity * weight[name], -breached[name].severity, name),
+        )
+        self.guilty = [*(name for name in breached if name == PREDICTION), *features]
+        self.prediction, self.covariates = [], []
+        if PREDICTION in breached:
+            self.prediction.append(f"the prediction drifts: {_said(breached[PREDICTION])}")
+        if len(features) >= spec.monitoring.min_columns:
+            worst = ", ".join(f"{name} {_said(breached[name])}" for name in features[:5])
+            more = f" and {len(features) - 5} more" if len(features) > 5 else ""
+            allowed = spec.monitoring.min_columns - 1
+            self.covariates.append(f"{len(features)} features drift (allowed: {allowed}): {worst}{more}")
+        self.unmeasured = [
+            f"{name}: drift not measured: {column.note or 'no finite distance'}"
+            for name, column in facts.columns.items()
+            if name not in measured
+        ]
 
 
 def _said(column: ColumnDrift) -> str:

@@ -1,4 +1,4 @@
-"""python -m include.evergreen.local up|down|status|sql|demo|clean"""
+"""python -m include.evergreen.local up|down|status|sql|ledger|demo|clean"""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import sys
 
 from include.evergreen.errors import EvergreenError
 
-USAGE = "usage: python -m include.evergreen.local up [--foreground] | down | status | sql QUERY | demo [--exit] | clean"
+USAGE = (
+    "usage: python -m include.evergreen.local up [--foreground] | down | status | sql QUERY | "
+    "ledger [--model NAME] [--kind KIND] [--limit N] | demo [--exit] | clean"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -25,6 +28,11 @@ def main(argv: list[str]) -> int:
         from include.evergreen.local.layout import Layout
 
         return sql.main(Layout.from_env(), " ".join(arguments))
+    if name == "ledger":
+        from include.evergreen.local import ledger
+        from include.evergreen.local.layout import Layout
+
+        return ledger.main(Layout.from_env(), arguments)
     if name not in {"up", "down", "clean"} or set(arguments) - {"--foreground"}:
         print(USAGE, file=sys.stderr)
         return 2

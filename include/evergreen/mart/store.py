@@ -24,7 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 
 from include.evergreen.errors import AccountingError, NotFound, Refused, Unavailable
-from include.evergreen.mart.schema import champions, ingest_batches, ledger, metadata, monitorings, scorings
+from include.evergreen.mart.schema import champions, cohorts, ingest_batches, ledger, metadata, monitorings, scorings
 from include.evergreen.specs import ModelSpec, SourceSpec
 
 BUSY_SECONDS = 30
@@ -80,6 +80,12 @@ def _plain(value: Any) -> Any:
 
 def _dumps(value: Any) -> str:
     return json.dumps(_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+def _known(value: Any) -> Any:
+    """A scalar as a column can hold it: numpy's as Python's, NaN and infinity as null."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _utc(value: Any) -> Any:
@@ -497,12 +503,23 @@ class Mart:
         evidence: Mapping[str, Any],
         actor: str,
         run_id: str,
+        once_a_date: bool = False,
     ) -> dict[str, Any]:
-        """Record a decision and return it. A retry of the same run gets the one first recorded."""
+        """Record a decision and return it. A retry of the same run gets the one first recorded.
+
+        With `once_a_date`, another run that says what the newest decision of (kind, subject, as_of) says (outcome,
+        reasons, evidence) leaves no row and gets that one.
+        """
         c = ledger.c
-        query = sa.select(ledger).where(c.kind == kind, c.subject == subject, c.as_of == as_of, c.run_id == run_id)
-        with self._writing(f"ledger {kind} {subject} {as_of} {run_id}") as connection:
+        of_date = sa.select(ledger).where(c.kind == kind, c.subject == subject, c.as_of == as_of)
+        query = of_date.where(c.run_id == run_id)
+        with self._writing(f"ledger {kind} {subject} {as_of}") as connection:
             row = connection.execute(query).one_or_none()
+            if row is None and once_a_date:
+                newest = connection.execute(of_date.order_by(c.id.desc()).limit(1)).one_or_none()
+                said = {"outcome": outcome, "reasons": list(reasons), "evidence": evidence}
+                if newest is not None and _same(ledger, _row(newest), said):
+                    return _row(newest)
             if row is None:
                 connection.execute(
                     ledger.insert().values(
@@ -526,12 +543,14 @@ class Mart:
         kind: str | None = None,
         until: dt.date | None = None,
         limit: int | None = None,
+        since: dt.date | None = None,
     ) -> list[dict[str, Any]]:
-        """Decisions with as_of <= `until`, newest first."""
+        """Decisions with `since` <= as_of <= `until`, newest first: by as_of, then as they were recorded."""
         c = ledger.c
         query = sa.select(ledger).order_by(c.as_of.desc(), c.id.desc()).limit(limit)
         for column, value in ((c.subject, subject), (c.kind, kind)):
             query = query if value is None else query.where(column == value)
+        query = query if since is None else query.where(c.as_of >= since)
         return self._list(query if until is None else query.where(c.as_of <= until))
 
     # --- champions ---------------------------------------------------------------------------------------------------
@@ -690,4 +709,34 @@ class Mart:
         """Verdicts with as_of <= `until`, newest first."""
         c = monitorings.c
         query = sa.select(monitorings).where(c.model == model).order_by(c.as_of.desc()).limit(limit)
+        return self._list(query if until is None else query.where(c.as_of <= until))
+
+    def record_cohorts(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Upsert cohorts by (model, as_of, version) and return the stored rows, in the order given.
+
+        Keys are columns of `cohorts` but first_*, revisions and recorded_at. A cohort whose figures are unchanged, and
+        one that a later run has measured, is left alone. A changed one keeps its first figures and counts a revision.
+        """
+        given = [{name: _known(value) for name, value in row.items()} for row in rows]
+        if not given:
+            return []
+        with self._writing("cohorts") as connection:
+            return [self._record_cohort(connection, row) for row in given]
+
+    def _record_cohort(self, connection: sa.Connection, row: dict[str, Any]) -> dict[str, Any]:
+        stored = self._stored(connection, cohorts, row)
+        if stored is None:
+            first = {f"first_{name}": row[name] for name in ("measured_on", "matured_rows", "auc", "brier")}
+            return self._record(connection, cohorts, {**row, **first, "revisions": 0, "recorded_at": _now()})
+        figures = {name: value for name, value in row.items() if name != "measured_on"}
+        if row["measured_on"] < stored["measured_on"] or _same(cohorts, stored, figures):
+            return stored
+        changed = {"revisions": stored["revisions"] + 1, "recorded_at": _now()}
+        return self._record(connection, cohorts, {**stored, **row, **changed})
+
+    def cohorts(self, model: str, since: dt.date | None = None, until: dt.date | None = None) -> list[dict[str, Any]]:
+        """Cohorts with `since` <= as_of <= `until`, by as_of and version."""
+        c = cohorts.c
+        query = sa.select(cohorts).where(c.model == model).order_by(c.as_of, c.version)
+        query = query if since is None else query.where(c.as_of >= since)
         return self._list(query if until is None else query.where(c.as_of <= until))

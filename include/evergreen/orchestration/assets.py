@@ -29,6 +29,11 @@ def champion(model: str) -> Asset:
     return Asset(name=f"champion__{model}", uri=f"x-evergreen://champion/{model}")
 
 
+def approval_requested(model: str) -> Asset:
+    """A candidate that the gate accepted waits for a person; keyed like a retrain."""
+    return Asset(name=f"approval_requested__{model}", uri=f"x-evergreen://approval_requested/{model}")
+
+
 def retrain_key(model: str, as_of: dt.date) -> str:
     return f"{model}{RETRAIN_SEPARATOR}{as_of.isoformat()}"
 

@@ -30,7 +30,10 @@ RUNBOOKS = {
     "monitor": "docs/runbooks/monitoring-failed.md",
     "train": "docs/runbooks/training-failed.md",
     "request": "docs/runbooks/training-failed.md",
+    "approve": "docs/runbooks/approval.md",
     "replay": "docs/runbooks/ingest-stopped.md",
+    "rollback": "docs/runbooks/rollback.md",
+    "rebuild": "docs/runbooks/rebuild.md",
     "maintain": "docs/runbooks/maintenance-failed.md",
 }
 
@@ -84,6 +87,6 @@ def default_args(owner: str, pool: str | None = None, timeout_minutes: float = 3
             ]
         ),
         "execution_timeout": timedelta(minutes=timeout_minutes),
-        "on_failure_callback": on_failure,
+        "on_failure_callback": [on_failure],
         **({"pool": pool} if pool else {}),
     }

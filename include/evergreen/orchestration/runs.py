@@ -56,10 +56,22 @@ def reason(asked_by: Any) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
+def payloads(asked_by: Any) -> list[dict[str, Any]]:
+    """What the events of the asset `asked_by` carry that started this run; empty for a run by hand."""
+    context: Any = get_current_context()
+    return [dict(event.extra) for event in context["triggering_asset_events"].get(asked_by, [])]
+
+
 def run_key() -> str:
     """The run id with only characters that are safe in object keys, tags and SQL strings."""
     context: Any = get_current_context()
     return re.sub(r"[^A-Za-z0-9_.-]", "-", context["run_id"])
+
+
+def actor() -> str:
+    """Who started this run: the user who did it by hand, else `airflow`. At most as long as the ledger's column."""
+    context: Any = get_current_context()
+    return str(context["dag_run"].triggering_user_name or "airflow")[:64]
 
 
 def emit(asset: Any, key: str, **extra: Any) -> None:

@@ -1,26 +1,22 @@
-"""The steps of `monitor__<model>`: measure a window, conclude, ask for a retrain when the policy allows it."""
+"""The steps of `monitor__<model>`: measure a window, conclude."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from include.evergreen.decisions import Decision
-from include.evergreen.drift.policy import Window, retrain
-from include.evergreen.drift.verdict import ColumnHealth, MonitoringFacts, Performance, judge
+from include.evergreen.drift.verdict import ColumnHealth, MonitoringFacts, judge
 from include.evergreen.errors import NotEnoughData
+from include.evergreen.pipeline import performance
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec, SourceSpec
 from include.evergreen.training.bundle import PREDICTION
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from include.evergreen.training.bundle import ModelBundle
 
 RECENT_PARTITIONS = 28
 """Scored partitions before the as-of date that say how many rows are usual."""
@@ -31,8 +27,9 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
     keep the report as `reports/<model>/<as_of>.html` and `.json`.
 
     Features and prediction are judged on every entity of the window, the prediction made anew by that version, so that
-    one model is compared with itself. Performance is judged on what that version published and whose label is known,
-    so that a new champion does not answer for its predecessor.
+    one model is compared with itself. Performance is judged on what that version published and whose labels are due, so
+    that a new champion does not answer for its predecessor; where labels take longer than a day, its window reaches
+    back by as much.
 
     Returns:
         `MonitoringFacts.to_dict()` and {report_uri, report_json_uri, run_id}: plain JSON values.
@@ -41,10 +38,12 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
         NotEnoughData: `as_of` was never scored. NotFound: a table of the features is gone.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from include.evergreen.drift import report
+    from include.evergreen.drift.profile import Profile, misfits
     from include.evergreen.drift.sketch import from_bytes, sketch
-    from include.evergreen.features.build import features, labels
+    from include.evergreen.features.build import features
 
     scoring = platform.mart.scoring(spec.name, as_of)
     if scoring is None:
@@ -52,6 +51,7 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
     version = scoring["version"]
     bundle = platform.registry.load(spec.name, version)
     first = as_of - dt.timedelta(days=spec.monitoring.window_days - 1)
+    matured_from = first - dt.timedelta(days=spec.label.matures_after_days - 1)
     rows_of = platform.lake.counts(f"predictions.{spec.name}")
     scored = [day for day in sorted(rows_of) if day <= as_of and rows_of[day]]
     entities = platform.lake.counts(f"trusted.{spec.entity.table}")
@@ -61,16 +61,13 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
     if window:
         seen = features(platform.lake, spec, first, as_of, cut=None)
         seen = seen.append_column(PREDICTION, pa.array(bundle.predict(seen).astype("float64")))
-        known = labels(platform.lake, spec, first, as_of, cut=as_of)
-        platform.mart.write_labels(spec, known)
-        performance = _performance(spec, bundle, _predictions(platform, spec, first, as_of, version), known)
     else:
         arrow = {"number": pa.float64(), "category": pa.string()}
         seen = pa.table({name: pa.array([], arrow[kind]) for name, kind in kinds.items()})
-        performance = Performance(reference_auc=_reference_auc(bundle))
 
     reference, size = from_bytes(bundle.reference), spec.monitoring.sketch_rows
     current = sketch(seen, kinds, size)
+    today = seen.filter(pc.equal(seen["as_of"], pa.scalar(as_of, pa.date32()))) if window else seen
     context = {
         "model": spec.name,
         "as_of": as_of.isoformat(),
@@ -86,9 +83,15 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
         scored_rows=rows_of.get(as_of, 0),
         recent_rows=tuple(rows_of[day] for day in scored if day < as_of)[-RECENT_PARTITIONS:],
         columns=built.columns,
-        health={name: _health(seen, reference, name) for name in spec.features if name in reference.column_names},
-        performance=performance,
+        health={
+            name: _health(seen, today, reference, name) for name in spec.features if name in reference.column_names
+        },
+        performance=performance.measure(platform, spec, bundle, version, matured_from, as_of, run_id),
         stopped=tuple(_stopped(platform, spec, source, sorted({*window, as_of}))),
+        misfits=misfits(Profile.from_dict(bundle.facts["profile"]), seen, as_of, spec.monitoring.max_misfit)
+        if window and "profile" in bundle.facts
+        else {},
+        importances=bundle.facts.get("importances", {}),
     )
     built = report.judged(built, judge(facts, spec))
     key = f"reports/{spec.name}/{as_of}"
@@ -117,8 +120,7 @@ def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[st
         report_uri=facts.get("report_uri"),
         run_id=run_id,
     )
-    _record_once(
-        platform,
+    platform.mart.append_decision(
         kind="verdict",
         subject=spec.name,
         as_of=as_of,
@@ -134,6 +136,7 @@ def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[st
         },
         actor="monitor",
         run_id=run_id,
+        once_a_date=True,
     )
     return {
         "verdict": verdict.kind,
@@ -142,63 +145,6 @@ def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[st
         "version": measured.version,
         "report_uri": facts.get("report_uri"),
     }
-
-
-def ask_retrain(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str) -> Decision:
-    """Ask the retrain policy. The answer, yes or no, is in the ledger; a verdict of ok asks nothing and leaves no row.
-
-    A retry of the same run returns the recorded answer; another run of the same date is refused.
-    """
-    rows = platform.mart.monitorings(spec.name, until=as_of, limit=spec.retrain.windows)
-    history = [Window(row["as_of"], row["verdict"]) for row in rows]
-    requests = platform.mart.decisions(subject=spec.name, kind="retrain")
-    asked = {row["as_of"] for row in requests if row["outcome"] == "allowed"}
-    decision = retrain(history, asked, as_of, spec.retrain)
-    if all(window.as_of != as_of or window.kind == "ok" for window in history):
-        return decision
-    # The ledger answers a retry with what it first recorded, so that an allowed request is never lost.
-    recorded = _record_once(
-        platform,
-        kind="retrain",
-        subject=spec.name,
-        as_of=as_of,
-        outcome="allowed" if decision.accepted else "refused",
-        reasons=list(decision.reasons),
-        evidence=decision.evidence,
-        actor="monitor",
-        run_id=run_id,
-    )
-    return Decision(recorded["outcome"] == "allowed", tuple(recorded["reasons"]), recorded["evidence"])
-
-
-def _record_once(
-    platform: Platform,
-    *,
-    kind: str,
-    subject: str,
-    as_of: dt.date,
-    outcome: str,
-    reasons: list[str],
-    evidence: dict[str, Any],
-    actor: str,
-    run_id: str,
-) -> dict[str, Any]:
-    """Append a decision and return it; another run that says what the newest one of the date says leaves no row."""
-    rows = [row for row in platform.mart.decisions(subject=subject, kind=kind, until=as_of) if row["as_of"] == as_of]
-    said = {"outcome": outcome, "reasons": reasons, "evidence": json.loads(json.dumps(evidence))}
-    mine = any(row["run_id"] == run_id for row in rows)
-    if rows and not mine and {name: rows[0][name] for name in said} == said:
-        return rows[0]
-    return platform.mart.append_decision(
-        kind=kind,
-        subject=subject,
-        as_of=as_of,
-        outcome=outcome,
-        reasons=reasons,
-        evidence=evidence,
-        actor=actor,
-        run_id=run_id,
-    )
 
 
 def _stopped(platform: Platform, spec: ModelSpec, source: SourceSpec, window: Sequence[dt.date]) -> list[str]:
@@ -224,49 +170,7 @@ def _stopped(platform: Platform, spec: ModelSpec, source: SourceSpec, window: Se
     return found
 
 
-def _predictions(platform: Platform, spec: ModelSpec, since: dt.date, until: dt.date, version: int) -> pa.Table:
-    """What `version` published for these dates; empty where the lake holds no prediction yet."""
-    import pyarrow.compute as pc
-
-    columns = [*spec.entity.key, "partition_date", "model_version", PREDICTION]
-    rows = platform.lake.read(f"predictions.{spec.name}", since, until, columns=columns)
-    return rows.filter(pc.equal(rows["model_version"], version))
-
-
-def _performance(spec: ModelSpec, bundle: ModelBundle, predicted: pa.Table, known: pa.Table) -> Performance:
-    """Metrics of the predictions whose label is known."""
-    from include.evergreen.query import connect
-    from include.evergreen.training.metrics import score
-
-    keys = " and ".join(f"p.{name} = l.{name}" for name in spec.entity.key)
-    with connect() as connection:
-        connection.register("p", predicted)
-        connection.register("l", known)
-        matured = connection.execute(
-            f"select l.label, p.{PREDICTION} from p join l on {keys} and p.partition_date = l.as_of "
-            f"where l.label is not null and isfinite(p.{PREDICTION}) order by all"
-        ).fetchnumpy()
-    metrics = score(matured["label"].astype("int8"), matured[PREDICTION])
-    return Performance(
-        auc=_finite(metrics["auc"]),
-        brier=_finite(metrics["brier"]),
-        log_loss=_finite(metrics["log_loss"]),
-        matured_rows=len(matured["label"]),
-        scored_rows=predicted.num_rows,
-        reference_auc=_reference_auc(bundle),
-    )
-
-
-def _reference_auc(bundle: ModelBundle) -> float | None:
-    """AUC on the rows the version was not fitted on: validation and holdout together, the steadiest there is."""
-    return _finite(bundle.facts.get("metrics", {}).get("reference", {}).get("auc"))
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _health(seen: pa.Table, reference: pa.Table, name: str) -> ColumnHealth:
+def _health(seen: pa.Table, today: pa.Table, reference: pa.Table, name: str) -> ColumnHealth:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -282,7 +186,7 @@ def _health(seen: pa.Table, reference: pa.Table, name: str) -> ColumnHealth:
         equal = pc.sum(pc.equal(then, distinct[0].cast(then.type))).as_py() or 0
         only = equal / len(reference)
     return ColumnHealth(
-        null_share=1 - len(now) / len(seen) if len(seen) else 0.0,
+        null_share=1 - len(present(today[name])) / len(today) if len(today) else 0.0,
         reference_null_share=1 - len(then) / len(reference) if len(reference) else 0.0,
         distinct=len(distinct),
         reference_distinct=len(pc.unique(then)),

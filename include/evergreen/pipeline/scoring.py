@@ -45,7 +45,7 @@ def predict(
     """Score the entities of one partition into a staged Parquet file.
 
     Returns:
-        {key, version, rows, mean_probability}: `key` in the lake bucket.
+        {key, version, threshold, rows, mean_probability}: `key` in the lake bucket.
 
     Raises:
         NotFound: no champion, version or table. NotEnoughData: no entity. OutputInvalid: see `contract.check`.
@@ -64,11 +64,12 @@ def predict(
         table = f"{source.name}.{spec.entity.table}"
         raise NotEnoughData(f"{spec.name}, as of {as_of}: expected entities in {table}, found none")
     predictions = pa.Table.from_batches(score_batches(bundle, rows.to_batches(), spec, number))
-    check(rows.num_rows, predictions, spec)
+    check(rows.num_rows, predictions, spec, bundle.threshold)
     key = f"staging/score/{spec.name}/{as_of}/{re.sub(r'[^A-Za-z0-9._-]', '_', run_id)}.parquet"
     return {
         "key": staging.put(platform, key, predictions),
         "version": number,
+        "threshold": bundle.threshold,
         "rows": predictions.num_rows,
         "mean_probability": pc.mean(predictions["probability"]).as_py(),
     }
@@ -98,7 +99,7 @@ def publish(
 
     version = int(staged["version"])
     predictions = staging.get(platform, staged["key"])
-    check(int(staged["rows"]), predictions, spec)
+    check(int(staged["rows"]), predictions, spec, staged["threshold"])
     found = predictions.group_by(["as_of", "model_version"]).aggregate([]).to_pylist()
     if found != [{"as_of": as_of, "model_version": version}]:
         raise OutputInvalid(f"{staged['key']}: expected version {version} as of {as_of} alone, found {found}")

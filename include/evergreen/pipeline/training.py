@@ -10,7 +10,7 @@ from typing import Any
 
 from include.evergreen.decisions import Decision
 from include.evergreen.errors import NotEnoughData, Refused
-from include.evergreen.pipeline import staging
+from include.evergreen.pipeline import holdout, staging
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
 
@@ -23,12 +23,15 @@ def _window(spec: ModelSpec, as_of: dt.date, window_days: int | None) -> tuple[d
 def build(
     platform: Platform, spec: ModelSpec, as_of: dt.date, key: str, reason: str, window_days: int | None = None
 ) -> dict[str, Any]:
-    """Stage the labelled rows known at midnight of `as_of`; pin the snapshots they were read from.
+    """Stage the labelled rows known at midnight of `as_of`, and those of the frozen holdout; pin the snapshots they
+    were read from.
 
     Returns:
-        {reason, rows_key, rows, since, until, snapshots}. Raises NotEnoughData.
+        {reason, rows_key, rows, rows_sha256, since, until, snapshots, frozen}; `frozen` is {rows_key, rows, days,
+        snapshots, cut, every_days}, or null without a holdout. Raises NotEnoughData.
     """
     from include.evergreen.features.build import features, input_tables, labelled, labels
+    from include.evergreen.training.lineage import rows_digest
 
     snapshots: dict[str, int] = {}
     for table in input_tables(spec):
@@ -48,15 +51,31 @@ def build(
             f"{spec.name} as of {as_of}: expected at least {spec.training.min_rows} labelled rows "
             f"from {since} to {until}, found {rows.num_rows}"
         )
-    rows_key = staging.put(platform, f"staging/train/{spec.name}/{key}/rows.parquet", rows)
+    stage = f"staging/train/{spec.name}/{key}"
+    rows_key = staging.put(platform, f"{stage}/rows.parquet", rows)
+    _, champion = _champion(platform, spec)
+    frozen = holdout.pin(platform, spec, as_of, key, snapshots, since, champion)
+    if frozen is not None:
+        kept = holdout.rows(platform, spec, frozen)
+        frozen |= {"rows_key": staging.put(platform, f"{stage}/frozen.parquet", kept), "rows": kept.num_rows}
     return {
         "reason": reason,
         "rows_key": rows_key,
         "rows": rows.num_rows,
+        "rows_sha256": rows_digest(rows),
+        "frozen": frozen,
         "since": since.isoformat(),
         "until": until.isoformat(),
         "snapshots": {table: str(snapshot) for table, snapshot in snapshots.items()},
     }
+
+
+def _champion(platform: Platform, spec: ModelSpec) -> tuple[int | None, Any]:
+    """The champion's version and bundle; (None, None) before the first."""
+    champion = platform.registry.champion(spec.name)
+    if champion is None:
+        return None, None
+    return champion.number, platform.registry.load(spec.name, champion.number)
 
 
 def check_leaks(platform: Platform, spec: ModelSpec, as_of: dt.date, built: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +97,10 @@ def fit(
     built: dict[str, Any],
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train the challenger and stage its bundle. Returns {prefix, sha256, metrics, trees}. Raises NotEnoughData."""
+    """Train the challenger and stage its bundle.
+
+    Returns {prefix, sha256, overrides, metrics, trees}. Raises NotEnoughData.
+    """
     from include.evergreen.training.fit import fit as train
 
     bundle = train(spec, staging.get(platform, built["rows_key"]), as_of, overrides)
@@ -86,6 +108,7 @@ def fit(
     for name, data in bundle.files().items():
         platform.objects.put(f"{prefix}/{name}", data)
     return {
+        "overrides": overrides or {},
         "prefix": prefix,
         "sha256": bundle.sha256,
         "metrics": bundle.facts["metrics"],
@@ -112,26 +135,31 @@ def decide(
     """Measure challenger, champion and baseline on the same rows, decide, write the ledger.
 
     Returns:
-        {accepted, reasons, evidence}. A retry of the same training returns the recorded decision.
+        {accepted, outcome, reasons, evidence}. A retry of the same training returns the recorded decision.
     """
-    from include.evergreen.promotion.evaluate import evaluate
+    from include.evergreen.promotion.evaluate import evaluate, trained_until
     from include.evergreen.promotion.gate import gate
 
-    champion = platform.registry.champion(spec.name)
+    number, champion = _champion(platform, spec)
+    challenger = _bundle(platform, fitted)
+    frozen = built["frozen"]
     facts = evaluate(
         spec,
         staging.get(platform, built["rows_key"]),
-        _bundle(platform, fitted),
-        platform.registry.load(spec.name, champion.number) if champion else None,
-        champion.number if champion else None,
+        challenger,
+        champion,
+        number,
         leaks["rows"],
+        staging.get(platform, frozen["rows_key"]) if frozen else None,
+        frozen,
+        _broken(platform, spec, trained_until(challenger), as_of),
     )
     decision: Decision = gate(facts, spec.gate)
     recorded = platform.mart.append_decision(
         kind="gate",
         subject=spec.name,
         as_of=as_of,
-        outcome="accepted" if decision.accepted else "refused",
+        outcome=decision.outcome,
         reasons=list(decision.reasons),
         evidence={**decision.evidence, "challenger_sha256": fitted["sha256"], "rows_from": built},
         actor=actor,
@@ -139,9 +167,20 @@ def decide(
     )
     return {
         "accepted": recorded["outcome"] == "accepted",
+        "outcome": recorded["outcome"],
         "reasons": list(recorded["reasons"]),
         "evidence": recorded["evidence"],
     }
+
+
+def _broken(platform: Platform, spec: ModelSpec, after: dt.date, as_of: dt.date) -> list[str]:
+    """One sentence per date among the fresh days whose standing verdict is broken data: labels of a broken day may be
+    as wrong as its features."""
+    return [
+        f"the data of {row['as_of']} is broken ({row['reasons'][0]}): repair it, and monitor that date again"
+        for row in reversed(platform.mart.monitorings(spec.name, until=as_of))
+        if row["as_of"] > after and row["verdict"] == "broken_data"
+    ]
 
 
 def register(
@@ -153,17 +192,20 @@ def register(
     fitted: dict[str, Any],
     decided: dict[str, Any],
 ) -> dict[str, Any]:
-    """Register the version with everything that made it. Returns {version, accepted}."""
+    """Register the version with everything that made it, and attach its model card.
+
+    Returns {version, accepted, model}.
+    """
     from include.evergreen.promotion.ports import TrainingRecord
     from include.evergreen.training.lineage import code_version, library_versions
 
     bundle = _bundle(platform, fitted)
     evidence = decided["evidence"]
     metrics = {
-        f"{who}_{name}": value
+        f"{who}_{name}": found["value"]
         for who in ("challenger", "champion", "baseline")
-        for name, value in (evidence.get(who) or {}).items()
-        if value is not None
+        for name, found in (evidence["fresh"][who] or {}).items()
+        if found["value"] is not None
     }
     record = TrainingRecord(
         key=key,
@@ -181,13 +223,19 @@ def register(
             "model_mb": evidence["model_mb"],
         },
         lineage={
+            "as_of": as_of.isoformat(),
+            "since": built["since"],
+            "until": built["until"],
             "snapshots": built["snapshots"],
+            "rows_sha256": built["rows_sha256"],
+            "overrides": fitted["overrides"],
+            "frozen": built["frozen"],
             "spec_sha256": spec.hash,
             "spec": spec.model_dump(mode="json"),
             "code": code_version(),
             "libraries": library_versions(),
             "reason": built["reason"],
-            "decision": "accepted" if decided["accepted"] else "refused",
+            "decision": decided["outcome"],
             "decision_reasons": decided["reasons"],
         },
         importances=bundle.facts["importances"],
@@ -196,11 +244,39 @@ def register(
         version = platform.registry.register(bundle, record)
     if not decided["accepted"]:
         platform.registry.set_alias(spec.name, version.number, "challenger")
-    return {"version": version.number, "accepted": decided["accepted"]}
+    _attach_card(platform, spec, version.number, bundle, decided, record.lineage, built)
+    return {"version": version.number, "accepted": decided["accepted"], "model": spec.name}
+
+
+def _attach_card(
+    platform: Platform,
+    spec: ModelSpec,
+    version: int,
+    bundle: Any,
+    decided: dict[str, Any],
+    lineage: dict[str, Any],
+    built: dict[str, Any],
+) -> None:
+    import json
+
+    from include.evergreen.promotion.card import card, page, shap_importance
+
+    shap = shap_importance(bundle, staging.get(platform, built["rows_key"]))
+    found = card(spec, version, bundle, decided, lineage, shap)
+    content = json.dumps(found, indent=1, sort_keys=True).encode()
+    platform.registry.attach(spec.name, version, "card.json", content, "application/json")
+    platform.registry.attach(spec.name, version, "card.html", page(found), "text/html; charset=utf-8")
 
 
 def promote(
-    platform: Platform, spec: ModelSpec, as_of: dt.date, key: str, registered: dict[str, Any], decided: dict[str, Any]
+    platform: Platform,
+    spec: ModelSpec,
+    as_of: dt.date,
+    key: str,
+    registered: dict[str, Any],
+    decided: dict[str, Any],
+    effective_from: dt.date | None = None,
+    actor: str = "gate",
 ) -> dict[str, Any]:
     """Make an accepted version champion: the ledger first, then the mart's history, then the alias.
 
@@ -215,7 +291,7 @@ def promote(
     mine = next((c for c in platform.mart.champion_history(spec.name) if c["version"] == version), None)
     if mine is not None:
         effective_from = mine["effective_from"]
-    else:
+    elif effective_from is None:
         effective_from = as_of if former is None else as_of + dt.timedelta(days=1)
     platform.mart.append_decision(
         kind="promotion",
@@ -228,31 +304,17 @@ def promote(
             "former_version": evidence.get("champion_version"),
             "effective_from": effective_from.isoformat(),
         },
-        actor="gate",
+        actor=actor,
         run_id=key,
     )
     platform.mart.promote(
         model=spec.name,
         version=version,
         effective_from=effective_from,
-        metrics={name: evidence[name] for name in ("challenger", "champion", "baseline", "rows", "first", "last")},
+        metrics={**evidence["fresh"], "metric": evidence["metric"]},
         run_id=key,
     )
     latest = max(platform.mart.champion_history(spec.name), key=lambda champion: champion["effective_from"])
     if latest["version"] == version:  # a training of the past makes no champion of today
         platform.registry.set_alias(spec.name, version, "champion")
     return {"version": version, "effective_from": effective_from.isoformat()}
-
-
-def request_on_schedule(platform: Platform, spec: ModelSpec, as_of: dt.date, key: str) -> None:
-    """Record a training that the schedule asks for: it counts for the policy's cooldown like any other."""
-    platform.mart.append_decision(
-        kind="retrain",
-        subject=spec.name,
-        as_of=as_of,
-        outcome="allowed",
-        reasons=[f"on schedule ({spec.training.schedule})"],
-        evidence={},
-        actor="schedule",
-        run_id=key,
-    )

@@ -64,11 +64,13 @@ class Draws:
             self._counts = np.vstack([self._counts, drawn]).astype("float64")
 
     def _per_day(self, values: np.ndarray) -> np.ndarray:
-        return np.bincount(self._day, weights=values, minlength=len(self.days))
+        found: np.ndarray = np.bincount(self._day, weights=values, minlength=len(self.days))
+        return found
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        return self._counts @ self._per_day(np.ones(len(self._day)))
+        found: np.ndarray = self._counts @ self._per_day(np.ones(len(self._day)))
+        return found
 
     def mean(self, values: np.ndarray) -> Sample:
         """The mean of a value per row, shape (rows,)."""
@@ -77,9 +79,15 @@ class Draws:
     def auc(self, label: np.ndarray, probability: np.ndarray) -> Sample:
         """The area under the ROC curve; NaN in a draw with a single class."""
         wins = self._wins(label, probability)
-        positive = self._counts @ self._per_day((label == 1).astype("float64"))
-        negative = self._counts @ self._per_day((label == 0).astype("float64"))
-        return _sample(((self._counts @ wins) * self._counts).sum(axis=1), positive * negative)
+        positive, negative = self._per_day((label == 1) * 1.0), self._per_day((label == 0) * 1.0)
+        pairs = (self._counts @ positive) * (self._counts @ negative)
+        return _sample(((self._counts @ wins) * self._counts).sum(axis=1), pairs)
+
+    def auc_by_day(self, label: np.ndarray, probability: np.ndarray) -> Sample:
+        """The share of pairs of one day that are ranked right: AUC blind to good and bad days."""
+        wins = np.diag(self._wins(label, probability))
+        positive, negative = self._per_day((label == 1) * 1.0), self._per_day((label == 0) * 1.0)
+        return _sample(self._counts @ wins, self._counts @ (positive * negative))
 
     def _wins(self, label: np.ndarray, probability: np.ndarray) -> np.ndarray:
         """Entry (i, j): pairs of a positive of day i and a negative of day j that are ranked right, ties as halves."""
@@ -124,6 +132,8 @@ class Draws:
         clipped = np.clip(probability.astype("float64"), EPSILON, 1 - EPSILON)
         if name == "auc":
             return self.auc(label, clipped)
+        if name == "auc_by_day":
+            return self.auc_by_day(label, clipped)
         if name == "average_precision":
             return self.average_precision(label, clipped)
         if name == "brier":
@@ -132,7 +142,9 @@ class Draws:
             return self.mean(-np.log(np.where(label == 1, clipped, 1 - clipped)))
         if name == "value" and costs is not None:
             return self.mean(saved(label, probability >= threshold, costs) * 1000)
-        raise ValueError(f"metric: expected auc, average_precision, brier, log_loss, or value with costs, found {name}")
+        raise ValueError(
+            f"metric: expected auc, auc_by_day, average_precision, brier, log_loss, or value with costs, found {name}"
+        )
 
     def bound(self, sample: Sample, confidence: float) -> Estimate:
         """Bounds of a sample, each holding with `confidence`; without bounds (-inf, inf) below two days."""

@@ -132,7 +132,7 @@ def gate(facts: Evaluation, rules: Gate) -> Decision:
     if facts.leak_rows <= 0:
         impossible.append("the leak check compared no row")
     if not impossible:
-        passed.append(f"{fresh.rows} fresh rows ({fresh.first} to {fresh.last}); no leak in {facts.leak_rows} rows")
+        passed.append(f"{fresh.rows:,} fresh rows ({fresh.first} to {fresh.last}); no leak in {facts.leak_rows:,} rows")
 
     for name, floor in sorted(rules.floors.items()):
         seen = facts.pooled.challenger.get(name)
@@ -140,17 +140,23 @@ def gate(facts: Evaluation, rules: Gate) -> Decision:
         check(
             value >= floor, f"{name} {value:.4f} reaches the floor {floor:g}", f"{name} {value:.4f} is below {floor:g}"
         )
-    over = facts.pooled.over_baseline
-    check(
-        over.low > 0,
-        f"{metric} beats the baseline by {said(over)} on all {facts.pooled.rows} rows",
-        f"{metric} gain over the baseline is {said(over)} on all {facts.pooled.rows} rows, expected more than 0",
-    )
-    if facts.champion_version is None:
-        passed.append("there is no champion yet")
-    elif facts.identical:
-        failed.append("identical to the champion: a tie keeps the champion")
+    over, rows = facts.pooled.over_baseline, f"{facts.pooled.rows:,} rows"
+    if facts.champion_version is None:  # the baseline takes the champion's place
+        check(
+            over.low > 0,
+            f"there is no champion yet; {metric} beats the baseline by {said(over)} on {rows}",
+            f"{metric} gain over the baseline is {said(over)} on {rows}, expected more than 0 "
+            f"with confidence {facts.confidence:g}",
+        )
     else:
+        check(
+            over.value > 0,
+            f"{metric} is {said(over)} above the baseline on {rows}",
+            f"{metric} is {said(-over)} below the baseline on {rows}",
+        )
+    if facts.identical:
+        failed.append("identical to the champion: a tie keeps the champion")
+    elif facts.champion_version is not None:
         _against_champion(facts, rules, check, impossible)
     error = facts.calibration.error
     check(
@@ -160,13 +166,13 @@ def gate(facts: Evaluation, rules: Gate) -> Decision:
     )
     check(
         facts.model_mb <= rules.max_model_mb,
-        f"{facts.model_mb:.2f} MB",
-        f"model is {facts.model_mb:.2f} MB, at most {rules.max_model_mb:g} allowed",
+        f"the model is {facts.model_mb:.2f} MB",
+        f"the model is {facts.model_mb:.2f} MB, at most {rules.max_model_mb:g} allowed",
     )
     check(
         facts.ms_per_1k <= rules.max_ms_per_1k,
-        f"{facts.ms_per_1k:.1f} ms per 1,000 rows",
-        f"scoring takes {facts.ms_per_1k:.1f} ms per 1,000 rows, at most {rules.max_ms_per_1k:g} allowed",
+        f"scores 1,000 rows in {facts.ms_per_1k:.1f} ms",
+        f"scores 1,000 rows in {facts.ms_per_1k:.1f} ms, at most {rules.max_ms_per_1k:g} allowed",
     )
     evidence = {**asdict(facts), "rules": rules.model_dump(mode="json")}
     reasons = [*(f"cannot decide: {reason}" for reason in impossible), *failed]
@@ -182,16 +188,16 @@ def _against_champion(facts: Evaluation, rules: Gate, check: Any, impossible: li
         return
     check(
         gain.low - rules.min_gain > ROUNDING,
-        f"{metric} beats {who} by {said(gain)} on the same {facts.fresh.rows} fresh rows",
-        f"{metric} gain over {who} is {said(gain)} on the same {facts.fresh.rows} fresh rows, "
+        f"{metric} beats {who} by {said(gain)} on the same {facts.fresh.rows:,} fresh rows",
+        f"{metric} gain over {who} is {said(gain)} on the same {facts.fresh.rows:,} fresh rows, "
         f"expected more than {rules.min_gain:g} with confidence {facts.confidence:g}: the champion stays",
     )
     if facts.frozen is not None and facts.frozen.over_champion is not None:
         kept = facts.frozen.over_champion
         check(
             not kept.high < -rules.max_frozen_drop,
-            f"{said(kept, sign=True)} on {facts.frozen.rows} frozen rows",
-            f"{metric} falls by {said(-kept)} on {facts.frozen.rows} frozen rows, "
+            f"{metric} {said(kept, sign=True)} over {who} on {facts.frozen.rows:,} frozen rows",
+            f"{metric} falls by {said(-kept)} on {facts.frozen.rows:,} frozen rows, "
             f"at most {rules.max_frozen_drop:g} allowed",
         )
     worse = [s for s in facts.slices if s.over_champion and s.over_champion.high < -rules.max_slice_drop]
@@ -199,7 +205,7 @@ def _against_champion(facts: Evaluation, rules: Gate, check: Any, impossible: li
         not worse,
         f"no slice of {len(facts.slices)} is worse",
         "; ".join(
-            f"{s.column} = {s.value}: {metric} falls by {said(-s.over_champion)} on {s.rows} rows, "
+            f"{s.column} = {s.value}: {metric} falls by {said(-s.over_champion)} on {s.rows:,} rows, "
             f"at most {rules.max_slice_drop:g} allowed"
             for s in worse
             if s.over_champion

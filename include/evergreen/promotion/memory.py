@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
+from typing import Any
 
 from include.evergreen.errors import ChecksumMismatch, NotFound
-from include.evergreen.promotion.ports import TrainingRecord, Version
+from include.evergreen.promotion.ports import LINEAGE, TrainingRecord, Version, attachment_name
 from include.evergreen.training.bundle import ModelBundle
 
 
@@ -27,14 +29,18 @@ class MemoryRegistry:
         tags = {"bundle_sha256": hashlib.sha256(files["bundle.json"]).hexdigest()}
         version = Version(bundle.model, len(known) + 1, bundle.as_of, record.key, bundle.sha256, tags=tags)
         known.append(version)
-        self._files[bundle.model, version.number] = files
+        lineage = json.dumps({**record.lineage, "params": record.params}, default=str).encode()
+        self._files[bundle.model, version.number] = {**files, LINEAGE: lineage}
         self.records[record.key] = record
         return version
 
-    def load(self, model: str, number: int) -> ModelBundle:
+    def _stored(self, model: str, number: int) -> dict[str, bytes]:
         if (model, number) not in self._files:
             raise NotFound(f"model {model}: expected version {number}, found {len(self.versions(model))} version(s)")
-        files = self._files[model, number]
+        return self._files[model, number]
+
+    def load(self, model: str, number: int) -> ModelBundle:
+        files = self._stored(model, number)
         expected, found = (
             next(v.tags["bundle_sha256"] for v in self._versions[model] if v.number == number),
             hashlib.sha256(files["bundle.json"]).hexdigest(),
@@ -56,3 +62,17 @@ class MemoryRegistry:
 
     def versions(self, model: str) -> list[Version]:
         return list(self._versions.get(model, []))
+
+    def lineage(self, model: str, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._stored(model, number)[LINEAGE])
+        return found
+
+    def attach(self, model: str, number: int, name: str, data: bytes, content_type: str) -> str:
+        self._stored(model, number)[attachment_name(name)] = data
+        return f"memory://{model}/{number}/{name}"
+
+    def attachment(self, model: str, number: int, name: str) -> bytes:
+        files = self._stored(model, number)
+        if attachment_name(name) not in files:
+            raise NotFound(f"model {model} version {number}: expected the file {name}, found {sorted(files)}")
+        return files[name]

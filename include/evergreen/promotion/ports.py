@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from include.evergreen.training.bundle import ModelBundle
+from include.evergreen.errors import Refused
+from include.evergreen.training.bundle import FILES, ModelBundle
+
+LINEAGE, IMPORTANCES = "lineage.json", "importances.json"
+REGISTERED = (*FILES, LINEAGE, IMPORTANCES)
+"""The files that `register` stores: no attachment replaces them."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,29 @@ class Registry(Protocol):
         """The version with the alias `champion`."""
 
     def set_alias(self, model: str, number: int, alias: str) -> None:
-        """Move `alias` (`champion` or `challenger`) to a version. Raises NotFound."""
+        """Move `alias` (`champion`, `challenger` or `withdrawn`) to a version. Raises NotFound."""
 
     def versions(self, model: str) -> list[Version]:
         """All versions, oldest first."""
+
+    def lineage(self, model: str, number: int) -> dict[str, Any]:
+        """What was recorded at registration: the record's lineage in its order, and its `params`.
+
+        Raises NotFound, Unavailable.
+        """
+
+    def attach(self, model: str, number: int, name: str, data: bytes, content_type: str) -> str:
+        """Store a further file beside a version, replacing one of the same name. Returns its URI.
+
+        Raises NotFound (version), Refused (see `attachment_name`), Unavailable.
+        """
+
+    def attachment(self, model: str, number: int, name: str) -> bytes:
+        """Raises NotFound (version, file), Refused (see `attachment_name`), Unavailable."""
+
+
+def attachment_name(name: str) -> str:
+    """`name` as given. Raises Refused: no plain file name, or one of the files that `register` stores."""
+    if name in REGISTERED or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise Refused(f"attachment: expected a plain file name other than {', '.join(REGISTERED)}, found {name!r}")
+    return name

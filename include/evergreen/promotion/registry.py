@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from include.evergreen.errors import ChecksumMismatch, NotFound, Unavailable
 from include.evergreen.lake.objects import S3Objects
 from include.evergreen.lake.ports import ObjectStore
-from include.evergreen.promotion.ports import TrainingRecord, Version
+from include.evergreen.promotion.ports import IMPORTANCES, LINEAGE, TrainingRecord, Version, attachment_name
 from include.evergreen.settings import Settings
 from include.evergreen.training.bundle import FILES, ModelBundle
 
@@ -110,12 +110,12 @@ class MlflowRegistry:
             for name, data in files.items():
                 self._objects.put(f"{prefix}/{name}", data)
             lineage = {**record.lineage, "params": record.params}
-            self._objects.put(f"{prefix}/lineage.json", _json(lineage), "application/json")
-            self._objects.put(f"{prefix}/importances.json", _json(record.importances), "application/json")
+            self._objects.put(f"{prefix}/{LINEAGE}", _json(lineage), "application/json")
+            self._objects.put(f"{prefix}/{IMPORTANCES}", _json(record.importances), "application/json")
             now = int(time.time() * 1000)
             params = {k: str(v) for k, v in record.params.items()}
             tags = {
-                "lineage": self._objects.uri(f"{prefix}/lineage.json"),
+                "lineage": self._objects.uri(f"{prefix}/{LINEAGE}"),
                 **{f"lineage.{k}": v if isinstance(v, str) else _line(v) for k, v in record.lineage.items()},
             }
             # MLflow cuts what is too long for it: half a JSON is worse than none, and lineage.json has all of it
@@ -144,9 +144,13 @@ class MlflowRegistry:
             self._client.set_terminated(run_id)
             return self._version(self._client.get_model_version(bundle.model, created.version))
 
-    def load(self, model: str, number: int) -> ModelBundle:
+    def _tags(self, model: str, number: int) -> dict[str, str]:
+        """The tags of a version. Raises NotFound, Unavailable."""
         with self._errors():
-            tags = self._client.get_model_version(model, str(number)).tags
+            return dict(self._client.get_model_version(model, str(number)).tags)
+
+    def load(self, model: str, number: int) -> ModelBundle:
+        tags = self._tags(model, number)
         files = {name: self._objects.get(f"{tags['prefix']}/{name}") for name in FILES}
         found = _sha256(files["bundle.json"])
         if found != tags["bundle_sha256"]:
@@ -182,9 +186,22 @@ class MlflowRegistry:
         versions = (replace(version, aliases=tuple(named[version.number])) for version in map(self._version, found))
         return sorted(versions, key=lambda version: version.number)
 
+    def lineage(self, model: str, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._objects.get(f"{self._tags(model, number)['prefix']}/{LINEAGE}"))
+        return found
+
+    def attach(self, model: str, number: int, name: str, data: bytes, content_type: str) -> str:
+        key = f"{self._tags(model, number)['prefix']}/{attachment_name(name)}"
+        self._objects.put(key, data, content_type)
+        return self._objects.uri(key)
+
+    def attachment(self, model: str, number: int, name: str) -> bytes:
+        return self._objects.get(f"{self._tags(model, number)['prefix']}/{attachment_name(name)}")
+
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=1, default=str).encode()
+    # in the given order: that of a spec's features is the order of the booster's columns
+    return json.dumps(value, indent=1, default=str).encode()
 
 
 def _line(value: Any) -> str:

@@ -9,12 +9,13 @@ from include.evergreen.errors import OutputInvalid
 from include.evergreen.specs import ModelSpec
 
 
-def check(entities_count: int, predictions: pa.Table, spec: ModelSpec) -> None:
+def check(entities_count: int, predictions: pa.Table, spec: ModelSpec, threshold: float) -> None:
     """Refuse predictions that are not one sound row per entity.
 
     Args:
         entities_count: how many entities were to be scored.
         predictions: the columns of `score_batches`.
+        threshold: from this probability on the decision is yes.
 
     Raises:
         OutputInvalid: names everything that is wrong, as expected and found.
@@ -36,10 +37,10 @@ def check(entities_count: int, predictions: pa.Table, spec: ModelSpec) -> None:
     outside = probability.filter(pc.invert(sound))
     if len(outside):
         faults.append(f"probability: expected 0 to 1, found {len(outside)} outside, such as {outside[0].as_py()}")
-    decided = pc.greater_equal(predictions["probability"], spec.scoring.threshold)
+    decided = pc.greater_equal(predictions["probability"], threshold)
     contrary = pc.sum(pc.not_equal(decided, predictions["decision"])).as_py() or 0
     if contrary:
-        faults.append(f"decision: expected probability >= {spec.scoring.threshold:g}, found {contrary} rows otherwise")
+        faults.append(f"decision: expected probability >= {threshold:g}, found {contrary} rows otherwise")
     counts = predictions.select(keys).group_by(keys).aggregate([([], "count_all")])
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if repeated.num_rows:

@@ -45,7 +45,7 @@ def _score(bundle: ModelBundle, rows: pa.Table, spec: ModelSpec, version: int) -
     columns = {name: rows[name].combine_chunks() for name in (*spec.entity.key, "as_of")}
     columns["as_of"] = columns["as_of"].cast(pa.date32())
     columns["probability"] = probability
-    columns["decision"] = pc.greater_equal(probability, spec.scoring.threshold)
+    columns["decision"] = pc.greater_equal(probability, bundle.threshold)
     for rank, reason in enumerate(reasons(bundle, rows, spec.scoring.reasons), 1):
         columns[f"reason_{rank}"] = reason
     columns["model_version"] = pa.array(np.full(rows.num_rows, version, dtype="int32"))

@@ -45,6 +45,11 @@ class ModelBundle:
     baseline: float = 0.5
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def threshold(self) -> float:
+        """From this probability on the decision is yes."""
+        return float(self.facts.get("threshold", 0.5))
+
     @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.booster).hexdigest()

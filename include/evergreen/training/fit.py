@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from include.evergreen.drift.profile import learn
 from include.evergreen.drift.sketch import sketch, to_bytes
 from include.evergreen.errors import NotEnoughData
-from include.evergreen.specs import ModelSpec, Training
+from include.evergreen.specs import FrozenHoldout, ModelSpec, Training
 from include.evergreen.training.bundle import PREDICTION, ModelBundle
-from include.evergreen.training.metrics import score
+from include.evergreen.training.metrics import best_threshold, costs_of, score
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled rows by time: train < validation < holdout < as-of date. Bounds are first dates."""
+    """Labelled rows by time: train < validation < holdout < as-of date. Bounds are first dates.
+
+    Frozen days (`gate.frozen`) before the holdout are in none of the parts.
+    """
 
     train: pa.Table
     validation: pa.Table
@@ -28,14 +33,15 @@ class Split:
     holdout_from: dt.date
 
 
-def split(rows: pa.Table, as_of: dt.date, training: Training) -> Split:
-    """Cut labelled rows by date.
+def split(rows: pa.Table, as_of: dt.date, training: Training, frozen: FrozenHoldout) -> Split:
+    """Cut labelled rows by date, and leave the frozen days out.
 
     Raises:
         NotEnoughData: fewer than `min_rows` training rows, an empty part, or a part with a single class.
     """
     holdout_from = as_of - dt.timedelta(days=training.holdout_days)
     validation_from = holdout_from - dt.timedelta(days=training.validation_days)
+    rows = rows.filter(pc.invert(on_frozen_days(rows, frozen, holdout_from)))
     day = rows["as_of"]
     parts = {
         "training": rows.filter(pc.less(day, validation_from)),
@@ -50,6 +56,12 @@ def split(rows: pa.Table, as_of: dt.date, training: Training) -> Split:
                 f"({rows.num_rows} labelled rows in all; train < {validation_from} <= validation < {holdout_from})"
             )
     return Split(parts["training"], parts["validation"], parts["holdout"], validation_from, holdout_from)
+
+
+def on_frozen_days(rows: pa.Table, frozen: FrozenHoldout, before: dt.date) -> pa.ChunkedArray:
+    """Which rows are of a frozen day before a date, shape (rows,)."""
+    days = [day for day in pc.unique(rows["as_of"]).to_pylist() if day < before and frozen.holds(day)]
+    return pc.is_in(rows["as_of"], pa.array(days, pa.date32()))
 
 
 def label_of(rows: pa.Table) -> np.ndarray:
@@ -102,6 +114,22 @@ def _tune(spec: ModelSpec, params: dict[str, Any], train: Any, validation: Any) 
     return {**params, **study.best_params}
 
 
+def _reference(
+    spec: ModelSpec, days: pa.ChunkedArray, label: np.ndarray, prediction: np.ndarray, fitted: int
+) -> dict[str, float | None]:
+    """Metrics of the rows not fitted on, AUC with its bounds by day, and the rate of the label among all rows."""
+    from include.evergreen.promotion.bootstrap import Draws
+
+    draws = Draws(days.to_numpy()[fitted:], spec.gate.resamples, spec.training.seed)
+    auc = draws.bound(draws.auc(label[fitted:], prediction[fitted:]), spec.gate.confidence)
+    return {
+        **score(label[fitted:], prediction[fitted:]),
+        "auc_low": auc.low if math.isfinite(auc.low) else None,
+        "auc_high": auc.high if math.isfinite(auc.high) else None,
+        "rate": float(label.mean()),
+    }
+
+
 def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, Any] | None = None) -> ModelBundle:
     """Train one challenger on labelled rows (`features.build.labelled`), all before `as_of`.
 
@@ -109,15 +137,15 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
         overrides: hyper-parameters that replace the spec's, for a training started by hand.
 
     Returns:
-        A bundle whose `facts` hold the parameters used, the windows, the metrics on validation and holdout,
-        and the feature importances (gain).
+        A bundle whose `facts` hold the parameters used, the windows, the metrics on validation and holdout, the feature
+        importances (gain), the decision threshold, and the profile that later days must fit (`drift.profile`).
 
     Raises:
         NotEnoughData.
     """
     import xgboost
 
-    parts = split(rows, as_of, spec.training)
+    parts = split(rows, as_of, spec.training, spec.gate.frozen)
     categories = {
         name: tuple(sorted(value for value in pc.unique(parts.train[name]).to_pylist() if value is not None))
         for name in spec.categories
@@ -142,12 +170,13 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
     prediction = bundle.predict(everything)
     reference = everything.select(list(spec.features)).append_column(PREDICTION, pa.array(prediction))
     types = {**{name: feature.type for name, feature in spec.features.items()}, PREDICTION: "number"}
-    seen = parts.train.num_rows + parts.validation.num_rows
+    fitted, seen = parts.train.num_rows, parts.train.num_rows + parts.validation.num_rows
+    label = label_of(everything)
     metrics = {
-        "validation": score(label_of(parts.validation), prediction[parts.train.num_rows : seen]),
-        "holdout": score(label_of(parts.holdout), prediction[seen:]),
+        "validation": score(label[fitted:seen], prediction[fitted:seen]),
+        "holdout": score(label[seen:], prediction[seen:]),
         # both together: what later performance is compared with; one week alone swings by a tenth of AUC
-        "reference": score(label_of(everything)[parts.train.num_rows :], prediction[parts.train.num_rows :]),
+        "reference": _reference(spec, everything["as_of"], label, prediction, fitted),
     }
     return replace(
         bundle,
@@ -165,5 +194,10 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
             "metrics": metrics,
             "importances": importances,
             "categories": {name: len(values) for name, values in categories.items()},
+            "frozen_every": spec.gate.frozen.every_days,
+            "threshold": spec.scoring.threshold
+            if spec.costs is None
+            else best_threshold(label[fitted:seen], prediction[fitted:seen], costs_of(spec.costs)),
+            "profile": learn(everything, spec).to_dict(),
         },
     )

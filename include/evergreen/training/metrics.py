@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from include.evergreen.specs import Costs
+
 METRICS = ("auc", "average_precision", "log_loss", "brier")
 LOWER_IS_BETTER = frozenset({"log_loss", "brier"})
 EPSILON = 1e-7
@@ -26,13 +28,22 @@ def score(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     }
 
 
-def gain(metric: str, challenger: float, champion: float) -> float:
-    """How much better the challenger is, positive = better, whatever the direction of the metric."""
-    return champion - challenger if metric in LOWER_IS_BETTER else challenger - champion
+def auc_error(auc: float, positive: int, negative: int) -> float:
+    """Standard error of an AUC over independent rows (Hanley and McNeil, 1982); NaN without both classes."""
+    if positive < 1 or negative < 1:
+        return float("nan")
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (positive - 1) * (q1 - auc**2) + (negative - 1) * (q2 - auc**2)
+    return float(np.sqrt(variance / (positive * negative)))
+
+
+def costs_of(costs: Costs) -> tuple[float, float, float]:
+    """Costs of a hit, a miss, a false alarm."""
+    return costs.hit, costs.miss, costs.false_alarm
 
 
 def saved(label: np.ndarray, decision: np.ndarray, costs: tuple[float, float, float]) -> np.ndarray:
-    """What each decision saves against never acting, shape (rows,). `costs` are those of a hit, a miss, a false alarm."""
+    """What each decision saves against never acting, shape (rows,); `costs` of a hit, a miss, a false alarm."""
     hit, miss, false_alarm = costs
     return np.where(decision, np.where(label == 1, miss - hit, -false_alarm), 0.0)
 

@@ -1,0 +1,276 @@
+"""What a day of data must fit, learned from the training rows: faults show here days before a distribution moves.
+
+Two habits of a number, each cross-validated over contiguous folds of the training days, and watched only where the
+habit held there:
+
+support: which values occur. Instruments and prices live on a lattice; a changed unit, offset or rounding leaves it at
+    once, a warm week does not. Watched over the last days together: the share of rows that hold no known value; where
+    new extremes are usual, only of rows between the smallest and the largest known value.
+fit: the mean of the day, as the other columns' means (and the weekday) say it should be, by ridge regression. One
+    shifted column no longer fits columns that a storm moves together.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from include.evergreen.specs import ModelSpec
+
+SUPPORT_DAYS = 3
+MAX_VALUES = 1000
+"""A column with more distinct values lives on no lattice."""
+MAX_USUAL = 0.6
+"""A column whose days have lacked known values to this share is not watched."""
+FOLDS = 5
+MIN_DAYS = 28
+RIDGE, WEEKDAY_RIDGE = 1.0, 1e-3
+HEADROOM = 0.75
+"""A column is watched when its misfit stayed within this part of the limit."""
+UNITS = {
+    "miles to kilometres": (1.609344, 0.0),
+    "kilometres to miles": (1 / 1.609344, 0.0),
+    "nautical miles to kilometres": (1.852, 0.0),
+    "feet to metres": (0.3048, 0.0),
+    "metres to feet": (1 / 0.3048, 0.0),
+    "inches to centimetres": (2.54, 0.0),
+    "inches to millimetres": (25.4, 0.0),
+    "pounds to kilograms": (0.45359237, 0.0),
+    "kilograms to pounds": (1 / 0.45359237, 0.0),
+    "Fahrenheit to Celsius": (1 / 1.8, -32 / 1.8),
+    "Celsius to Fahrenheit": (1.8, 32.0),
+    "hours to minutes": (60.0, 0.0),
+    "minutes to hours": (1 / 60, 0.0),
+    "seconds to milliseconds": (1000.0, 0.0),
+    "a share to percent": (100.0, 0.0),
+    "percent to a share": (0.01, 0.0),
+}
+"""name -> (factor, offset): new = old * factor + offset."""
+UNIT_TOLERANCE = 0.1
+"""After undoing a change of unit, mean and spread are this close to the training's, in its standard deviations."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a day does not fit. `found` and `limit`: a share of rows (support), or standard deviations (fit)."""
+
+    kind: str
+    found: float
+    limit: float
+    hint: str = ""
+
+    @property
+    def severity(self) -> float:
+        return abs(self.found) / self.limit
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Learned habits.
+
+    Attributes:
+        mean, std: per number, over the training rows; std > 0.
+        support: column -> sorted known values. unseen: column -> limit of the share that may be unknown.
+        bounded: columns whose values also stay between the smallest and the largest known one.
+        weights: column -> ridge weights over `columns` (own weight 0), seven weekdays, and the intercept.
+    """
+
+    columns: tuple[str, ...]
+    mean: dict[str, float]
+    std: dict[str, float]
+    support: dict[str, np.ndarray] = field(repr=False)
+    unseen: dict[str, float]
+    bounded: frozenset[str]
+    weights: dict[str, np.ndarray] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "columns": list(self.columns),
+            "mean": self.mean,
+            "std": self.std,
+            "support": {name: values.tolist() for name, values in self.support.items()},
+            "unseen": self.unseen,
+            "bounded": sorted(self.bounded),
+            "weights": {name: values.tolist() for name, values in self.weights.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Profile:
+        """Rebuild from `to_dict`."""
+        return cls(
+            columns=tuple(data["columns"]),
+            mean=dict(data["mean"]),
+            std=dict(data["std"]),
+            support={name: np.asarray(values, dtype="float64") for name, values in data["support"].items()},
+            unseen=dict(data["unseen"]),
+            bounded=frozenset(data["bounded"]),
+            weights={name: np.asarray(values, dtype="float64") for name, values in data["weights"].items()},
+        )
+
+
+def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
+    """Learn the habits of the watched numbers (those with `drift`), from features with `as_of`, any order."""
+    days, day = np.unique(_ordinals(rows), return_inverse=True)
+    names = [n for n, f in spec.features.items() if f.type == "number" and f.drift is not None]
+    values = {name: _values(rows, name) for name in names}
+    known = {name: v[np.isfinite(v)] for name, v in values.items()}
+    std = {name: float(v.std()) for name, v in known.items() if len(v) and v.std() > 0}
+    columns = tuple(name for name in names if name in std)
+    mean = {name: float(known[name].mean()) for name in columns}
+    support, unseen, bounded, weights = {}, {}, set(), {}
+    if len(days) >= MIN_DAYS:
+        folds = np.array_split(np.arange(len(days)), FOLDS)
+        for name in columns:
+            for strict in (True, False):
+                found = _lattice(values[name], day, len(days), folds, strict)
+                if found is not None:
+                    support[name], unseen[name] = found
+                    bounded |= {name} if strict else set()
+                    break
+        z = _standardised(values, day, len(days), columns, mean, std)
+        for index, name in enumerate(columns):
+            learned = _relation(z, _weekdays(days), index, folds, HEADROOM * spec.monitoring.max_misfit)
+            if learned is not None:
+                weights[name] = learned
+    return Profile(columns, mean, std, support, unseen, frozenset(bounded), weights)
+
+
+def misfits(profile: Profile, rows: pa.Table, as_of: dt.date, limit: float) -> dict[str, Misfit]:
+    """What `as_of` does not fit, worst first.
+
+    Args:
+        rows: features with `as_of`, of the last days up to `as_of`.
+        limit: of the fit, in standard deviations (`monitoring.max_misfit`).
+    """
+    ordinals = _ordinals(rows)
+    today = ordinals == as_of.toordinal()
+    recent = ordinals > as_of.toordinal() - SUPPORT_DAYS
+    if not today.any():
+        return {}
+    found: dict[str, Misfit] = {}
+    for name, values in profile.support.items():
+        share = _daily_unseen(_values(rows, name)[recent], ordinals[recent], values, name in profile.bounded)
+        if share >= profile.unseen[name]:
+            found[name] = Misfit("support", share, profile.unseen[name], _unit(profile, name, rows, today))
+    columns = profile.columns
+    values_today = {name: _values(rows, name)[today] for name in columns}
+    z = _standardised(values_today, np.zeros(int(today.sum()), dtype=int), 1, columns, profile.mean, profile.std)
+    line = np.concatenate([z, _weekdays(np.array([as_of.toordinal()])), np.ones((1, 1))], axis=1)[0]
+    for name, weight in profile.weights.items():
+        residual = float(z[0, columns.index(name)] - line @ weight)
+        missing = not np.isfinite(values_today[name]).any()
+        if abs(residual) >= limit and not missing:
+            misfit = Misfit("fit", residual, limit, _unit(profile, name, rows, today))
+            if name not in found or found[name].severity < misfit.severity:
+                found[name] = misfit
+    return dict(sorted(found.items(), key=lambda item: (-item[1].severity, item[0])))
+
+
+def _ordinals(rows: pa.Table) -> np.ndarray:
+    found: np.ndarray = rows["as_of"].cast(pa.date32()).to_numpy().astype("datetime64[D]").astype("int64")
+    return found + dt.date(1970, 1, 1).toordinal()
+
+
+def _weekdays(ordinals: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.eye(7)[ordinals % 7]
+    return found
+
+
+def _values(rows: pa.Table, name: str) -> np.ndarray:
+    found: np.ndarray = rows[name].cast(pa.float32()).to_numpy().astype("float64")
+    return found
+
+
+def _lattice(
+    values: np.ndarray, day: np.ndarray, size: int, folds: list[np.ndarray], strict: bool
+) -> tuple[np.ndarray, float] | None:
+    """The known values of a column and the limit of what may be unknown; None for a column that is not watched."""
+    finite = np.isfinite(values)
+    known, code = np.unique(values[finite], return_inverse=True)
+    if len(known) > MAX_VALUES or len(known) < 2:
+        return None
+    counts = np.bincount(day[finite] * len(known) + code, minlength=size * len(known)).reshape(size, len(known))
+    share = np.zeros(size)
+    for fold in folds:
+        seen = np.delete(counts, fold, axis=0).any(axis=0)
+        if not seen.any():
+            return None
+        between = np.full(len(known), strict) | ((known >= known[seen].min()) & (known <= known[seen].max()))
+        total = counts[fold][:, between].sum(axis=1)
+        share[fold] = counts[fold][:, between & ~seen].sum(axis=1) / np.maximum(total, 1)
+    runs = np.convolve(share, np.ones(SUPPORT_DAYS) / SUPPORT_DAYS, mode="valid")
+    usual = float(runs.max())
+    return None if usual > MAX_USUAL else (known, (1 + usual) / 2)
+
+
+def _daily_unseen(values: np.ndarray, ordinals: np.ndarray, known: np.ndarray, strict: bool) -> float:
+    """Mean over the days of the share of unknown values; unless `strict`, among those within the known range."""
+    between = np.isfinite(values)
+    if not strict:
+        between &= (values >= known[0]) & (values <= known[-1])
+    at = np.clip(np.searchsorted(known, values), 0, len(known) - 1)
+    unseen = between & (known[at] != values)
+    _, day = np.unique(ordinals, return_inverse=True)
+    total, count = np.bincount(day, between), np.bincount(day, unseen)
+    return float(np.mean(count / np.maximum(total, 1)))
+
+
+def _standardised(
+    values: Mapping[str, np.ndarray],
+    day: np.ndarray,
+    size: int,
+    columns: tuple[str, ...],
+    mean: Mapping[str, float],
+    std: Mapping[str, float],
+) -> np.ndarray:
+    """Daily means in training standard deviations, shape (days, columns); 0 for a day without a value."""
+    z = np.zeros((size, len(columns)))
+    for index, name in enumerate(columns):
+        finite = np.isfinite(values[name])
+        count = np.bincount(day[finite], minlength=size)
+        total = np.bincount(day[finite], values[name][finite], minlength=size)
+        z[:, index] = np.where(count > 0, (total / np.maximum(count, 1) - mean[name]) / std[name], 0.0)
+    return z
+
+
+def _relation(
+    z: np.ndarray, weekdays: np.ndarray, index: int, folds: list[np.ndarray], most: float
+) -> np.ndarray | None:
+    """Ridge weights of one column over the others; None where they do not explain it on days left out."""
+    others = z.copy()
+    others[:, index] = 0.0
+    design = np.concatenate([others, weekdays, np.ones((len(z), 1))], axis=1)
+    penalty = np.diag([RIDGE] * z.shape[1] + [WEEKDAY_RIDGE] * 7 + [WEEKDAY_RIDGE])
+    target = z[:, index]
+
+    def solve(train: np.ndarray) -> np.ndarray:
+        a = design[train]
+        found: np.ndarray = np.linalg.solve(a.T @ a + penalty, a.T @ target[train])
+        return found
+
+    everything = np.arange(len(z))
+    for fold in folds:
+        weights = solve(np.setdiff1d(everything, fold))
+        if np.abs(target[fold] - design[fold] @ weights).max() > most:
+            return None
+    return solve(everything)
+
+
+def _unit(profile: Profile, name: str, rows: pa.Table, today: np.ndarray) -> str:
+    """The change of unit that would explain the day, if one does."""
+    values = _values(rows, name)[today]
+    values = values[np.isfinite(values)]
+    mean, std = profile.mean[name], profile.std[name]
+    if not len(values):
+        return ""
+    for unit, (factor, offset) in UNITS.items():
+        undone = (values - offset) / factor
+        if abs(undone.mean() - mean) < UNIT_TOLERANCE * std and abs(undone.std() - std) < UNIT_TOLERANCE * std:
+            return f"as if changed from {unit}"
+    return ""

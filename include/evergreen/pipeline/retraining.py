@@ -1,0 +1,119 @@
+"""Asking for a retrain: what the ledger and the mart hold in, the governor's answer back into the ledger."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from include.evergreen.decisions import Decision
+from include.evergreen.drift.governor import Outcome, Request, Window, fingerprint, govern, ledger_outcome
+from include.evergreen.errors import Refused
+from include.evergreen.platform import Platform
+from include.evergreen.specs import ModelSpec
+
+RUNBOOK = "docs/runbooks/retrain-halted.md"
+GATE_OUTCOMES = {"accepted", "refused", "cannot_decide"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What became of asking. `page`: the breaker has just stopped the asking, and a person is called."""
+
+    decision: Decision
+    page: bool = False
+
+    def page_a_person(self) -> None:
+        """Raises Refused when a person is called; a retry of the same run raises it again."""
+        if self.page:
+            raise Refused(f"{'; '.join(self.decision.reasons)}. What to do: {RUNBOOK}")
+
+
+def ask(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str) -> Asked:
+    """Ask the governor whether `as_of` retrains. The answer is in the ledger; a verdict of ok leaves no row.
+
+    One asks at a time, so that monitors that end together get one yes. A retry of the same run gets what it first
+    recorded, so that a yes is not lost when the run died before it sent its event.
+    """
+    with platform.mart.lock(f"retrain-{spec.name}"):
+        earlier = platform.mart.decisions(subject=spec.name, kind="retrain")
+        mine = next((row for row in earlier if (row["as_of"], row["run_id"]) == (as_of, run_id)), None)
+        if mine is not None:
+            return _asked(mine)
+        gates = platform.mart.decisions(subject=spec.name, kind="gate")
+        verdicts = platform.mart.monitorings(spec.name, until=as_of, limit=spec.retrain.windows)
+        latest = next((row for row in verdicts if row["as_of"] == as_of), None)
+        decision = govern(
+            as_of,
+            [Window(row["as_of"], row["verdict"]) for row in verdicts],
+            [Request(row["as_of"], _drift_of(row)) for row in earlier if row["outcome"] == "allowed"],
+            [
+                Outcome(row["as_of"], row["id"], row["outcome"] == "accepted")
+                for row in gates
+                if row["outcome"] in GATE_OUTCOMES
+            ],
+            _fingerprint(platform, latest) if latest else None,
+            spec.retrain,
+        )
+        if latest is None or latest["verdict"] == "ok":
+            return Asked(decision)
+        outcome = ledger_outcome(decision)
+        return _asked(
+            platform.mart.append_decision(
+                kind="retrain",
+                subject=spec.name,
+                as_of=as_of,
+                outcome=outcome,
+                reasons=list(decision.reasons),
+                evidence={**decision.evidence, "page": outcome == "halted" and _first_halt(earlier, gates)},
+                actor="monitor",
+                run_id=run_id,
+                once_a_date=True,
+            )
+        )
+
+
+def request_on_schedule(platform: Platform, spec: ModelSpec, as_of: dt.date, key: str) -> None:
+    """Record a training that the schedule asks for: it is not governed, and counts for cooldown and budget."""
+    with platform.mart.lock(f"retrain-{spec.name}"):
+        platform.mart.append_decision(
+            kind="retrain",
+            subject=spec.name,
+            as_of=as_of,
+            outcome="allowed",
+            reasons=[f"on schedule ({spec.training.schedule})"],
+            evidence={},
+            actor="schedule",
+            run_id=key,
+            once_a_date=True,
+        )
+
+
+def _asked(row: dict[str, Any]) -> Asked:
+    decision = Decision(row["outcome"] == "allowed", tuple(row["reasons"]), row["evidence"])
+    return Asked(decision, page=bool(row["evidence"].get("page")))
+
+
+def _drift_of(row: dict[str, Any]) -> str | None:
+    """The fingerprint of a recorded request; a request by drift from before there were any has one of its own."""
+    if row["actor"] == "schedule":
+        return None
+    return str(row["evidence"].get("fingerprint") or f"unknown {row['run_id']}")
+
+
+def _fingerprint(platform: Platform, latest: dict[str, Any]) -> str:
+    """Of the newest verdict in the ledger that says what the monitoring row says."""
+    as_of, kind = latest["as_of"], latest["verdict"]
+    rows = platform.mart.decisions(subject=latest["model"], kind="verdict", since=as_of, until=as_of)
+    said = next((row for row in rows if row["outcome"] == kind), None)
+    guilty = said["evidence"].get("guilty") if said else None
+    return fingerprint(latest["version"], kind, guilty[0] if guilty else None)
+
+
+def _first_halt(earlier: Sequence[dict[str, Any]], gates: Sequence[dict[str, Any]]) -> bool:
+    """Whether no person was called since the last accepted challenger and the last request by drift."""
+    closed = [row["id"] for row in gates if row["outcome"] == "accepted"]
+    tried = [row["id"] for row in earlier if row["outcome"] == "allowed" and row["actor"] != "schedule"]
+    since = max([*closed, *tried], default=0)
+    return not any(row["outcome"] == "halted" and row["id"] > since for row in earlier)
