@@ -349,6 +349,26 @@ class Retrain(Spec):
         return self
 
 
+class Calibration(Spec):
+    """How the thresholds were found (`make calibrate`), and the false alarms they are expected to cost.
+
+    Attributes:
+        as_of: history before this date was used.
+        budget, false_alarms: alarms a month: allowed, and expected on months that gave no threshold.
+        alarm_days: expected share of days in alarm. by_kind: expected alarms a month of each verdict alone.
+        multiplier: of the columns' scales. months, seed: placebo months drawn, and how.
+    """
+
+    as_of: dt.date
+    budget: float
+    false_alarms: float
+    alarm_days: Fraction
+    by_kind: dict[str, float]
+    multiplier: float
+    months: int
+    seed: int
+
+
 class ModelSpec(Spec):
     """One model: an entity, a label, features, and the rules of its life.
 
@@ -375,6 +395,7 @@ class ModelSpec(Spec):
     scoring: Scoring = Scoring()
     monitoring: Monitoring = Monitoring()
     retrain: Retrain = Retrain()
+    calibration: Calibration | None = None
     sql: str = Field(repr=False)
 
     @model_validator(mode="after")
@@ -450,9 +471,37 @@ def load_source(path: Path) -> SourceSpec:
     return spec
 
 
+THRESHOLDS = "thresholds.yaml"
+LABEL, PREDICTION = "label", "probability"
+
+
+def _calibrated(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """`data` of a model.yaml with the thresholds that `make calibrate` wrote beside it. Raises SpecError."""
+    file = path.with_name(THRESHOLDS)
+    if not file.is_file():
+        return data
+    written = _read(file)
+    if set(written) != {"calibration", "thresholds"} or not isinstance(written["thresholds"], dict):
+        raise SpecError(f"{file}: expected calibration and thresholds, found {sorted(written)}; run make calibrate")
+    thresholds = dict(written["thresholds"])
+    features, monitoring = dict(data.get("features") or {}), dict(data.get("monitoring") or {})
+    if LABEL in thresholds:
+        monitoring["max_label_shift"] = thresholds.pop(LABEL)
+    if PREDICTION in thresholds:
+        monitoring["prediction"] = {**(monitoring.get("prediction") or {}), "threshold": thresholds.pop(PREDICTION)}
+    for name, threshold in thresholds.items():
+        feature = features.get(name)
+        if not isinstance(feature, dict) or not isinstance(feature.get("drift"), dict):
+            raise SpecError(f"{file}: thresholds.{name}: expected a feature with drift; run make calibrate again")
+        if "threshold" in feature["drift"]:
+            raise SpecError(f"{path}: features.{name}.drift.threshold: expected none, {file.name} has it")
+        features[name] = {**feature, "drift": {**feature["drift"], "threshold": threshold}}
+    return {**data, "features": features, "monitoring": monitoring, "calibration": written["calibration"]}
+
+
 def load_model(path: Path) -> ModelSpec:
-    """Read one `model.yaml` with the `features.sql` beside it. Raises SpecError."""
-    data = _read(path)
+    """Read one `model.yaml` with the `features.sql` beside it, and the calibrated thresholds. Raises SpecError."""
+    data = _calibrated(path, _read(path))
     sql = path.with_name("features.sql")
     if not sql.is_file():
         raise SpecError(f"{sql}: expected the model's feature query, found no file")

@@ -83,8 +83,14 @@ class Story:
 @given(policies(), st.data())
 def test_yes_exactly_when_no_rule_is_broken(policy: Retrain, data: st.DataObject) -> None:
     story = Story(policy)
+    limits = [policy.cooldown_days, policy.budget_days, policy.same_drift_days, policy.breaker_days]
+    far = sorted({sign * limit + off for limit in limits for sign in (1, -1) for off in (-1, 0, 1)})
+    days: list[dt.date] = []
     for step in range(data.draw(st.integers(4, 25))):
         day = data.draw(DAYS)
+        if days and data.draw(st.booleans()):  # at the edge of a rule
+            day = data.draw(st.sampled_from(days)) + dt.timedelta(days=data.draw(st.sampled_from(far)))
+        days.append(day)
         event = data.draw(st.sampled_from(["ask", "ask", "ask", "gate", "schedule"]))
         if event == "gate":
             story.outcomes.append(Outcome(day, step, data.draw(GATES) == "accepted"))
@@ -240,7 +246,7 @@ class World:
                 self.story.requests.append(Request(row["as_of"], self.story.drift(row["as_of"]) if governed else None))
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(policies(), st.data())
 def test_monitors_that_end_together_ask_as_if_one_by_one(policy: Retrain, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

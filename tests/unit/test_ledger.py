@@ -59,11 +59,11 @@ def printed(layout: Layout, *argv: str, width: int = 120) -> list[list[str]]:
 def test_the_story_is_in_the_order_of_the_ledger_newest_last(layout: Layout, mart: Mart) -> None:
     append(mart, 5, "verdict", "label_drift", "monitor-5", actor="monitor")
     append(mart, 5, "retrain", "allowed", "monitor-5", actor="monitor")
-    append(mart, 1, "gate", "refused", "train-1", reasons=["auc [0.61] beats nobody", "a slice drops"])
+    append(mart, 1, "gate", "refused", "train-1", reasons=["auc [red] beats nobody", "a slice drops"])
     assert printed(layout) == [
         ["2013-06-06", "verdict", "label_drift", "monitor", "verdict of monitor-5"],
         ["2013-06-06", "retrain", "allowed", "monitor", "retrain of monitor-5"],
-        ["2013-06-02", "gate", "refused", "gate", "auc [0.61] beats nobody"],
+        ["2013-06-02", "gate", "refused", "gate", "auc [red] beats nobody"],
         ["a slice drops"],
     ]
     assert [line[1] for line in printed(layout, "--limit", "2") if len(line) > 1] == ["retrain", "gate"]

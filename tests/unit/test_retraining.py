@@ -103,10 +103,10 @@ def test_two_breaches_ask_once_and_a_retry_gets_the_same_answer(world: MemoryPla
 def test_a_run_that_died_after_its_yes_gets_it_again_whatever_happened_since(world: MemoryPlatform) -> None:
     first = asked(world, AS_OF, "died")
     assert first.decision.accepted
-    judge(world, AS_OF, "ok")
     for days in (1, 2):
         gate(world, after(days), "refused")
     assert not asked(world, after(1), "another").decision.accepted
+    judge(world, AS_OF, "ok")
     before = ledger(world)
     assert ask(world, spec(), AS_OF, "died") == first
     assert ledger(world) == before
@@ -235,6 +235,15 @@ def test_a_person_is_called_once_per_halt(world: MemoryPlatform) -> None:
     for days in (33, 34):
         gate(world, after(days), "refused")
     assert asked(world, after(46), "g").page
+
+
+def test_a_request_of_the_schedule_is_no_try(world: MemoryPlatform) -> None:
+    for days in (-30, -25):
+        gate(world, after(days), "refused")
+    request_on_schedule(world, spec(), after(-10), "request")
+    answer = asked(world, AS_OF, "a").decision
+    assert answer.accepted
+    assert answer.evidence["breaker"] == "half_open"
 
 
 def test_no_page_when_another_rule_refuses_too(world: MemoryPlatform) -> None:

@@ -151,7 +151,13 @@ def test_a_version_that_never_was_champion_is_refused(platform: MemoryPlatform) 
 
 
 def test_a_gate_that_said_yes_makes_no_champion(platform: MemoryPlatform) -> None:
-    told = {"subject": SPEC.name, "as_of": SECOND, "reasons": ["x"], "evidence": {"version": 3}, "actor": "a"}
+    told: dict[str, Any] = {
+        "subject": SPEC.name,
+        "as_of": SECOND,
+        "reasons": ["x"],
+        "evidence": {"version": 3},
+        "actor": "a",
+    }
     platform.mart.append_decision(kind="gate", outcome="accepted", run_id="train-3", **told)
     platform.mart.append_decision(kind="promotion", outcome="refused", run_id="train-3", **told)
     with pytest.raises(Refused, match="found 3"):

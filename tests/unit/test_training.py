@@ -1,23 +1,28 @@
-"""Fit, evaluate and decide on rows with a known pattern."""
+"""Fit on rows with a known pattern."""
 
 import datetime as dt
-from dataclasses import replace
+import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from include.evergreen.drift.profile import Profile
 from include.evergreen.errors import ChecksumMismatch, NotEnoughData
 from include.evergreen.features.build import features, labelled, labels
 from include.evergreen.lake.memory import MemoryLake
-from include.evergreen.promotion.evaluate import baseline, comparison_rows, evaluate
-from include.evergreen.promotion.gate import gate
+from include.evergreen.promotion.bootstrap import Draws
+from include.evergreen.promotion.evaluate import baseline
+from include.evergreen.specs import FrozenHoldout
 from include.evergreen.training.bundle import ModelBundle
-from include.evergreen.training.fit import fit, label_of, split
+from include.evergreen.training.fit import fit, label_of, on_frozen_days, split
+from include.evergreen.training.metrics import best_threshold, score
 from tests import examples
 
 AS_OF = examples.FIRST + dt.timedelta(days=40)
 SPEC = examples.model()
+FROZEN = SPEC.gate.frozen
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +39,43 @@ def bundle(table: pa.Table) -> ModelBundle:
 
 
 def test_the_split_is_ordered_by_time(table: pa.Table) -> None:
-    parts = split(table, AS_OF, SPEC.training)
+    parts = split(table, AS_OF, SPEC.training, FROZEN)
     bounds = [
         (min(p["as_of"].to_pylist()), max(p["as_of"].to_pylist()))
         for p in (parts.train, parts.validation, parts.holdout)
     ]
-    assert bounds[0][1] < bounds[1][0] == parts.validation_from
-    assert bounds[1][1] < bounds[2][0] == parts.holdout_from
-    assert parts.train.num_rows + parts.validation.num_rows + parts.holdout.num_rows == table.num_rows
+    assert bounds[0][1] < parts.validation_from <= bounds[1][0]
+    assert bounds[1][1] < parts.holdout_from == bounds[2][0]
+    assert AS_OF - parts.holdout_from == parts.holdout_from - parts.validation_from == dt.timedelta(days=5)
+
+
+@pytest.mark.parametrize("every", [3, 5, 7])
+def test_frozen_days_are_in_no_part_and_the_others_are_in_one(table: pa.Table, every: int) -> None:
+    parts = split(table, AS_OF, SPEC.training, FrozenHoldout(every_days=every))
+    fitted = {*parts.train["as_of"].to_pylist(), *parts.validation["as_of"].to_pylist()}
+    fresh = examples.dates(40)[-5:]
+    assert fitted == {day for day in examples.dates(35) if day.toordinal() % every}
+    assert sorted(set(parts.holdout["as_of"].to_pylist())) == fresh, "the newest days are fresh, frozen ones too"
+    count = parts.train.num_rows + parts.validation.num_rows + parts.holdout.num_rows
+    assert count == 60 * (len(fitted) + 5)
+
+
+def test_rows_of_frozen_days_leave_no_trace_in_the_model(table: pa.Table, bundle: ModelBundle) -> None:
+    """Their labels turned round, or the rows gone: the same bytes."""
+    kept = on_frozen_days(table, FROZEN, AS_OF - dt.timedelta(days=5))
+    assert 0 < pc.sum(kept).as_py() < table.num_rows
+    turned = pc.if_else(kept, pc.invert(table["label"]), table["label"])
+    lying = table.set_column(table.column_names.index("label"), "label", turned)
+    found = fit(SPEC, lying, AS_OF)
+    assert (found.sha256, found.facts, found.reference) == (bundle.sha256, bundle.facts, bundle.reference)
+    assert fit(SPEC, table.filter(pc.invert(kept)), AS_OF).files() == bundle.files()
+    everything = fit(examples.model(gate={"frozen": {"every_days": 1000}}), table, AS_OF)
+    assert everything.sha256 != bundle.sha256
 
 
 def test_too_few_rows_are_named(table: pa.Table) -> None:
     with pytest.raises(NotEnoughData, match="expected at least 100"):
-        split(table.slice(0, 50), AS_OF, SPEC.training)
+        split(table.slice(0, 50), AS_OF, SPEC.training, FROZEN)
 
 
 def test_the_same_rows_give_the_same_bytes(table: pa.Table, bundle: ModelBundle) -> None:
@@ -58,6 +87,72 @@ def test_it_learns_the_pattern(bundle: ModelBundle) -> None:
     assert bundle.facts["metrics"]["holdout"]["auc"] > 0.65
     assert set(bundle.facts["importances"]) <= set(SPEC.features)
     assert bundle.categories["region"] == ("north", "south", "west")
+
+
+def test_the_facts_say_how_it_was_made(bundle: ModelBundle, table: pa.Table) -> None:
+    facts = json.loads(json.dumps(bundle.facts, allow_nan=False))
+    first = next(day for day in examples.dates(9) if day.toordinal() % 5)
+    assert facts["train_from"] == first.isoformat()
+    assert facts["trained_until"] == examples.dates(35)[-1].isoformat()
+    assert facts["frozen_every"] == 5
+    assert facts["rows"] == {"train": 24 * 60, "validation": 4 * 60, "holdout": 5 * 60}
+    assert facts["threshold"] == bundle.threshold == SPEC.scoring.threshold
+    assert Profile.from_dict(facts["profile"]).to_dict() == facts["profile"]
+
+
+def test_the_reference_is_what_was_not_fitted_on_with_its_bounds(bundle: ModelBundle, table: pa.Table) -> None:
+    parts = split(table, AS_OF, SPEC.training, FROZEN)
+    later = pa.concat_tables([parts.validation, parts.holdout])
+    found = bundle.facts["metrics"]["reference"]
+    expected = score(label_of(later), bundle.predict(later))
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["auc_low"] < found["auc"] < found["auc_high"]
+    draws = Draws(later["as_of"].to_numpy(), SPEC.gate.resamples, SPEC.training.seed)
+    bounds = draws.bound(draws.auc(label_of(later), bundle.predict(later)), SPEC.gate.confidence)
+    assert (found["auc_low"], found["auc_high"]) == pytest.approx((bounds.low, bounds.high))
+    assert found["rate"] == pytest.approx(label_of(pa.concat_tables([parts.train, later])).mean())
+
+
+def test_costs_pick_the_threshold_on_the_validation_rows(table: pa.Table, bundle: ModelBundle) -> None:
+    parts = split(table, AS_OF, SPEC.training, FROZEN)
+    found = {}
+    for false_alarm in (0.5, 2.0, 8.0):
+        made = fit(examples.model(costs={"hit": 1, "miss": 5, "false_alarm": false_alarm}), table, AS_OF)
+        label, probability = label_of(parts.validation), made.predict(parts.validation)
+        assert made.sha256 == bundle.sha256
+        assert made.threshold == best_threshold(label, probability, (1, 5, false_alarm))
+        assert ModelBundle.from_files(made.files()).threshold == made.threshold
+        found[false_alarm] = made.threshold
+    assert found[0.5] < found[2.0] < found[8.0]
+
+
+def saved_by_hand(label: np.ndarray, probability: np.ndarray, threshold: float, costs: tuple[float, ...]) -> float:
+    """Cost of never acting, less the cost of acting from the threshold on."""
+    hit, miss, false_alarm = costs
+    paid = never = 0.0
+    for happened, chance in zip(label.tolist(), probability.tolist(), strict=True):
+        never += miss * happened
+        paid += (hit if happened else false_alarm) if chance >= threshold else miss * happened
+    return never - paid
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_best_threshold_is_that_of_brute_force(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    probability = np.round(random.random(60), 1 + seed % 2).astype("float32")
+    label = (random.random(60) < probability).astype("int8")
+    costs = (random.uniform(0, 1), random.uniform(2, 6), random.uniform(0, 6))
+    found = best_threshold(label, probability, costs)
+    tried = {1.0, *probability[probability > 0].astype("float64").tolist()}
+    best = max(saved_by_hand(label, probability, threshold, costs) for threshold in tried)
+    assert 0 < found <= 1
+    assert saved_by_hand(label, probability, found, costs) == pytest.approx(best)
+    assert found == max(t for t in tried if saved_by_hand(label, probability, t, costs) >= best - 1e-9)
+
+
+def test_a_threshold_that_cannot_save_is_one() -> None:
+    assert best_threshold(np.array([0, 0, 1]), np.array([0.9, 0.8, 0.1]), (0.0, 1.0, 5.0)) == 1.0
+    assert best_threshold(np.zeros(0), np.zeros(0), (0.0, 1.0, 5.0)) == 1.0
 
 
 def test_a_stored_bundle_predicts_the_same_and_a_damaged_one_is_refused(bundle: ModelBundle, table: pa.Table) -> None:
@@ -88,28 +183,6 @@ def test_the_baseline_is_the_training_rate_by_the_feature(table: pa.Table) -> No
     by_number = baseline(examples.model(gate={"baseline_by": "amount"}), table, table)
     assert len(np.unique(by_number)) > 10
     assert np.allclose(baseline(examples.model(gate={}), table, table), label.mean())
-
-
-def test_only_rows_that_neither_model_saw_are_compared(bundle: ModelBundle, table: pa.Table) -> None:
-    assert comparison_rows(table, bundle, None).num_rows == 5 * 60
-    newer = replace(bundle, facts={**bundle.facts, "trained_until": (AS_OF - dt.timedelta(days=3)).isoformat()})
-    assert comparison_rows(table, bundle, newer).num_rows == 2 * 60
-
-
-def test_the_gate_on_real_models_twin_worse_better(bundle: ModelBundle, table: pa.Table) -> None:
-    shuffled = table.set_column(
-        table.column_names.index("label"),
-        "label",
-        pa.array(np.random.default_rng(7).permutation(table["label"].to_numpy(zero_copy_only=False))),
-    )
-    worse = fit(SPEC, shuffled, AS_OF)
-    first = evaluate(SPEC, table, bundle, None, None, 10)
-    assert gate(first, SPEC.gate).accepted
-    twin = evaluate(SPEC, table, bundle, bundle, 1, 10)
-    assert twin.challenger == twin.champion
-    assert not gate(twin, SPEC.gate).accepted
-    assert not gate(evaluate(SPEC, table, worse, bundle, 1, 10), SPEC.gate).accepted
-    assert gate(evaluate(SPEC, table, bundle, worse, 1, 10), SPEC.gate).accepted
 
 
 def test_tuning_searches_the_ranges_and_is_seeded(table: pa.Table) -> None:

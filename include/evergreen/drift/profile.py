@@ -15,11 +15,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from include.evergreen.drift.verdict import Misfit
 from include.evergreen.specs import ModelSpec
 
 SUPPORT_DAYS = 3
@@ -29,6 +30,7 @@ MAX_USUAL = 0.6
 """A column whose days have lacked known values to this share is not watched."""
 FOLDS = 5
 MIN_DAYS = 28
+"""Training days with a value that it takes to speak of a habit."""
 RIDGE, WEEKDAY_RIDGE = 1.0, 1e-3
 HEADROOM = 0.75
 """A column is watched when its misfit stayed within this part of the limit."""
@@ -51,22 +53,12 @@ UNITS = {
     "percent to a share": (0.01, 0.0),
 }
 """name -> (factor, offset): new = old * factor + offset."""
-UNIT_TOLERANCE = 0.1
-"""After undoing a change of unit, mean and spread are this close to the training's, in its standard deviations."""
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """What a day does not fit. `found` and `limit`: a share of rows (support), or standard deviations (fit)."""
-
-    kind: str
-    found: float
-    limit: float
-    hint: str = ""
-
-    @property
-    def severity(self) -> float:
-        return abs(self.found) / self.limit
+SPREAD_TOLERANCE = 0.1
+"""After undoing a change of unit, the day's spread is within this part of what training days had."""
+MAX_OFF_LATTICE = 0.5
+"""And a smaller share of its rows is off the known lattice."""
+LATTICE_TOLERANCE = 1e-5
+"""Converting there and back loses the last bits: relative distance at which a value is the known one."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +70,7 @@ class Profile:
         support: column -> sorted known values. unseen: column -> limit of the share that may be unknown.
         bounded: columns whose values also stay between the smallest and the largest known one.
         weights: column -> ridge weights over `columns` (own weight 0), seven weekdays, and the intercept.
+        daily: column -> smallest and largest mean, smallest and largest spread of a training day.
     """
 
     columns: tuple[str, ...]
@@ -87,6 +80,7 @@ class Profile:
     unseen: dict[str, float]
     bounded: frozenset[str]
     weights: dict[str, np.ndarray] = field(repr=False)
+    daily: dict[str, tuple[float, float, float, float]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -98,6 +92,7 @@ class Profile:
             "unseen": self.unseen,
             "bounded": sorted(self.bounded),
             "weights": {name: values.tolist() for name, values in self.weights.items()},
+            "daily": {name: list(bounds) for name, bounds in self.daily.items()},
         }
 
     @classmethod
@@ -111,6 +106,7 @@ class Profile:
             unseen=dict(data["unseen"]),
             bounded=frozenset(data["bounded"]),
             weights={name: np.asarray(values, dtype="float64") for name, values in data["weights"].items()},
+            daily={name: tuple(bounds) for name, bounds in data["daily"].items()},
         )
 
 
@@ -124,52 +120,65 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
     columns = tuple(name for name in names if name in std)
     mean = {name: float(known[name].mean()) for name in columns}
     support, unseen, bounded, weights = {}, {}, set(), {}
+    z = _standardised(values, day, len(days), columns, mean, std)
     if len(days) >= MIN_DAYS:
         folds = np.array_split(np.arange(len(days)), FOLDS)
-        for name in columns:
+        for index, name in enumerate(columns):
+            if np.isfinite(z[:, index]).sum() < MIN_DAYS:
+                continue
             for strict in (True, False):
                 found = _lattice(values[name], day, len(days), folds, strict)
                 if found is not None:
                     support[name], unseen[name] = found
                     bounded |= {name} if strict else set()
                     break
-        z = _standardised(values, day, len(days), columns, mean, std)
-        for index, name in enumerate(columns):
             learned = _relation(z, _weekdays(days), index, folds, HEADROOM * spec.monitoring.max_misfit)
             if learned is not None:
                 weights[name] = learned
-    return Profile(columns, mean, std, support, unseen, frozenset(bounded), weights)
+    daily = {name: _daily(values[name], day, len(days)) for name in columns}
+    return Profile(columns, mean, std, support, unseen, frozenset(bounded), weights, daily)
 
 
 def misfits(profile: Profile, rows: pa.Table, as_of: dt.date, limit: float) -> dict[str, Misfit]:
-    """What `as_of` does not fit, worst first.
+    """What `as_of` does not fit: what a change of unit explains first, then worst first. Nothing without a row of that
+    date.
+
+    A column without a value that date is no misfit, and the others have the benefit of the doubt: it may have been
+    anything it was on a training day.
 
     Args:
-        rows: features with `as_of`, of the last days up to `as_of`.
+        rows: features with `as_of`, of the last days up to `as_of`; later rows are not looked at.
         limit: of the fit, in standard deviations (`monitoring.max_misfit`).
     """
     ordinals = _ordinals(rows)
     today = ordinals == as_of.toordinal()
-    recent = ordinals > as_of.toordinal() - SUPPORT_DAYS
+    recent = (ordinals > as_of.toordinal() - SUPPORT_DAYS) & (ordinals <= as_of.toordinal())
     if not today.any():
         return {}
-    found: dict[str, Misfit] = {}
-    for name, values in profile.support.items():
-        share = _daily_unseen(_values(rows, name)[recent], ordinals[recent], values, name in profile.bounded)
-        if share >= profile.unseen[name]:
-            found[name] = Misfit("support", share, profile.unseen[name], _unit(profile, name, rows, today))
     columns = profile.columns
-    values_today = {name: _values(rows, name)[today] for name in columns}
-    z = _standardised(values_today, np.zeros(int(today.sum()), dtype=int), 1, columns, profile.mean, profile.std)
-    line = np.concatenate([z, _weekdays(np.array([as_of.toordinal()])), np.ones((1, 1))], axis=1)[0]
+    values = {name: _values(rows, name) for name in columns}
+    values_today = {name: found[today] for name, found in values.items()}
+    z = _standardised(values_today, np.zeros(int(today.sum()), dtype=int), 1, columns, profile.mean, profile.std)[0]
+    line = np.concatenate([np.nan_to_num(z), _weekdays(np.array([as_of.toordinal()]))[0], [1.0]])
+    doubt = np.where(np.isfinite(z), 0.0, [_reach(profile, name) for name in columns])
+    expected = {name: float(line @ weight) for name, weight in profile.weights.items()}
+
+    def misfit(name: str, kind: Literal["support", "fit"], found: float, allowed: float) -> Misfit:
+        unit = _unit(profile, name, values_today[name], expected.get(name), HEADROOM * limit)
+        return Misfit(kind, found, allowed, unit)
+
+    found: dict[str, Misfit] = {}
+    for name, known in profile.support.items():
+        share = _daily_unseen(values[name][recent], ordinals[recent], known, name in profile.bounded)
+        if share >= profile.unseen[name] and np.isfinite(values_today[name]).any():
+            found[name] = misfit(name, "support", share, profile.unseen[name])
     for name, weight in profile.weights.items():
-        residual = float(z[0, columns.index(name)] - line @ weight)
-        missing = not np.isfinite(values_today[name]).any()
-        if abs(residual) >= limit and not missing:
-            misfit = Misfit("fit", residual, limit, _unit(profile, name, rows, today))
-            if name not in found or found[name].severity < misfit.severity:
-                found[name] = misfit
-    return dict(sorted(found.items(), key=lambda item: (-item[1].severity, item[0])))
+        residual = float(z[columns.index(name)] - expected[name])  # NaN without a value: below every limit
+        if abs(residual) - np.abs(weight[: len(columns)]) @ doubt >= limit:
+            off = misfit(name, "fit", residual, limit)
+            if name not in found or found[name].severity < off.severity:
+                found[name] = off
+    return dict(sorted(found.items(), key=lambda item: (not item[1].hint, -item[1].severity, item[0])))
 
 
 def _ordinals(rows: pa.Table) -> np.ndarray:
@@ -183,7 +192,8 @@ def _weekdays(ordinals: np.ndarray) -> np.ndarray:
 
 
 def _values(rows: pa.Table, name: str) -> np.ndarray:
-    found: np.ndarray = rows[name].cast(pa.float32()).to_numpy().astype("float64")
+    # a large integer loses its last digits here, which no habit needs
+    found: np.ndarray = rows[name].cast(pa.float32(), safe=False).to_numpy().astype("float64")
     return found
 
 
@@ -229,13 +239,13 @@ def _standardised(
     mean: Mapping[str, float],
     std: Mapping[str, float],
 ) -> np.ndarray:
-    """Daily means in training standard deviations, shape (days, columns); 0 for a day without a value."""
-    z = np.zeros((size, len(columns)))
+    """Daily means in training standard deviations, shape (days, columns); NaN for a day without a value."""
+    z = np.full((size, len(columns)), np.nan)
     for index, name in enumerate(columns):
         finite = np.isfinite(values[name])
         count = np.bincount(day[finite], minlength=size)
         total = np.bincount(day[finite], values[name][finite], minlength=size)
-        z[:, index] = np.where(count > 0, (total / np.maximum(count, 1) - mean[name]) / std[name], 0.0)
+        z[:, index] = np.where(count > 0, (total / np.maximum(count, 1) - mean[name]) / std[name], np.nan)
     return z
 
 
@@ -243,7 +253,7 @@ def _relation(
     z: np.ndarray, weekdays: np.ndarray, index: int, folds: list[np.ndarray], most: float
 ) -> np.ndarray | None:
     """Ridge weights of one column over the others; None where they do not explain it on days left out."""
-    others = z.copy()
+    others = np.nan_to_num(z)
     others[:, index] = 0.0
     design = np.concatenate([others, weekdays, np.ones((len(z), 1))], axis=1)
     penalty = np.diag([RIDGE] * z.shape[1] + [WEEKDAY_RIDGE] * 7 + [WEEKDAY_RIDGE])
@@ -254,23 +264,56 @@ def _relation(
         found: np.ndarray = np.linalg.solve(a.T @ a + penalty, a.T @ target[train])
         return found
 
-    everything = np.arange(len(z))
+    everything = np.flatnonzero(np.isfinite(target))
     for fold in folds:
+        left = np.intersect1d(everything, fold)
         weights = solve(np.setdiff1d(everything, fold))
-        if np.abs(target[fold] - design[fold] @ weights).max() > most:
+        if np.abs(target[left] - design[left] @ weights).max(initial=0.0) > most:
             return None
     return solve(everything)
 
 
-def _unit(profile: Profile, name: str, rows: pa.Table, today: np.ndarray) -> str:
-    """The change of unit that would explain the day, if one does."""
-    values = _values(rows, name)[today]
+def _daily(values: np.ndarray, day: np.ndarray, size: int) -> tuple[float, float, float, float]:
+    """Smallest and largest mean, smallest and largest standard deviation of a day with values."""
+    finite = np.isfinite(values)
+    count = np.bincount(day[finite], minlength=size)
+    mean = np.bincount(day[finite], values[finite], minlength=size) / np.maximum(count, 1)
+    square = np.bincount(day[finite], (values[finite] - mean[day[finite]]) ** 2, minlength=size)
+    spread = np.sqrt(square / np.maximum(count, 1))
+    mean, spread = mean[count > 0], spread[count > 0]
+    return float(mean.min()), float(mean.max()), float(spread.min()), float(spread.max())
+
+
+def _reach(profile: Profile, name: str) -> float:
+    """How far from the training's mean the mean of a training day was, at most, in standard deviations."""
+    low, high, _, _ = profile.daily[name]
+    return max(profile.mean[name] - low, high - profile.mean[name]) / profile.std[name]
+
+
+def _unit(profile: Profile, name: str, values: np.ndarray, expected: float | None, near: float) -> str:
+    """The change of unit that explains the day best, if one does: undone, most values are on the known lattice, the
+    spread is one of a training day, and the mean is where the other columns expect it (`expected`, within `near`; both
+    in standard deviations), or else one of a training day."""
     values = values[np.isfinite(values)]
-    mean, std = profile.mean[name], profile.std[name]
     if not len(values):
         return ""
+    mean, std, (lowest, highest, tight, wide) = profile.mean[name], profile.std[name], profile.daily[name]
+    explained = []
     for unit, (factor, offset) in UNITS.items():
         undone = (values - offset) / factor
-        if abs(undone.mean() - mean) < UNIT_TOLERANCE * std and abs(undone.std() - std) < UNIT_TOLERANCE * std:
-            return f"as if changed from {unit}"
-    return ""
+        away = abs((undone.mean() - mean) / std - (expected or 0.0))
+        off = _off_lattice(undone, profile.support.get(name))
+        fits = away < near if expected is not None else lowest <= undone.mean() <= highest
+        spread = (1 - SPREAD_TOLERANCE) * tight <= undone.std() <= (1 + SPREAD_TOLERANCE) * wide
+        if fits and spread and off < MAX_OFF_LATTICE:
+            explained.append((off, away, unit))
+    return f"as if changed from {min(explained)[2]}" if explained else ""
+
+
+def _off_lattice(values: np.ndarray, known: np.ndarray | None) -> float:
+    """Share of values that are none of the known ones, as near as makes no difference."""
+    if known is None:
+        return 0.0
+    right = np.clip(np.searchsorted(known, values), 1, len(known) - 1)
+    nearest = np.minimum(np.abs(known[right] - values), np.abs(values - known[right - 1]))
+    return float(np.mean(nearest > LATTICE_TOLERANCE * np.maximum(np.abs(values), 1.0)))

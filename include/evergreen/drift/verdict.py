@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeGuard
 
-from include.evergreen.drift.profile import Misfit
 from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import PREDICTION
 
@@ -50,6 +49,21 @@ class ColumnDrift:
     def severity(self) -> float:
         """Score in units of its threshold, the common scale of different methods; -1 without a score."""
         return self.score / self.threshold if _known(self.score) else -1.0
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a number of a day does not fit (`drift.profile`): a share of rows with unknown values (`support`), or
+    standard deviations away from what the other columns say (`fit`)."""
+
+    kind: Literal["support", "fit"]
+    found: float
+    limit: float
+    hint: str = ""
+
+    @property
+    def severity(self) -> float:
+        return abs(self.found) / self.limit
 
 
 @dataclass(frozen=True)

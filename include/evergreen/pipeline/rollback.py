@@ -168,7 +168,7 @@ def rescore(
     Returns and raises as `scoring.publish` and `scoring.predict`.
     """
     staged = scoring.predict(platform, spec, source, as_of, run_id, version)
-    return scoring.publish(platform, spec, source, as_of, staged, run_id)
+    return scoring.publish(platform, spec, source, as_of, staged, run_id, replace=True)
 
 
 def complete(platform: Platform, spec: ModelSpec, plan: dict[str, Any], run_id: str) -> dict[str, Any]:

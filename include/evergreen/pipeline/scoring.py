@@ -6,7 +6,7 @@ import datetime as dt
 import re
 from typing import Any
 
-from include.evergreen.errors import NotEnoughData, NotFound, OutputInvalid
+from include.evergreen.errors import NotEnoughData, NotFound, OutputInvalid, Refused
 from include.evergreen.lake.ports import PARTITION
 from include.evergreen.pipeline import staging
 from include.evergreen.platform import Platform
@@ -82,16 +82,19 @@ def publish(
     as_of: dt.date,
     staged: dict[str, Any],
     run_id: str,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Publish a staged scoring to `predictions.<model>` and the mart. Idempotent.
 
-    One publisher at a time per model: of two scorings of one partition the later is whole in both places.
+    One publisher at a time per model: of two scorings of one partition the later is whole in both places. A version
+    other than the current scoring's needs `replace`: one that a rollback withdrew since `predict` stays withdrawn.
 
     Returns:
         {version, rows, mean_probability, snapshot_id, scored_at}.
 
     Raises:
-        NotFound: nothing staged. OutputInvalid: the staged rows are not those of the partition.
+        NotFound: nothing staged. OutputInvalid: the staged rows are not those of the partition. Refused: the partition
+        is scored by another version.
     """
     import pyarrow as pa
 
@@ -106,6 +109,12 @@ def publish(
     mart = platform.mart
     mart.ensure_model(spec, source)
     with mart.lock(spec.name):
+        current = mart.scoring(spec.name, as_of)
+        if current is not None and current["version"] != version and not replace:
+            raise Refused(
+                f"{spec.name}, as of {as_of}: expected version {current['version']}, which scored it meanwhile, "
+                f"found a scoring by version {version}; clear the run from predict on"
+            )
         earlier = [row for row in mart.scorings(spec.name) if row["as_of"] == as_of and row["version"] == version]
         scored_at = earlier[0]["scored_at"] if earlier else dt.datetime.now(dt.UTC)
         stamp = pa.scalar(scored_at.replace(tzinfo=None), pa.timestamp("us"))

@@ -79,25 +79,28 @@ def metrics_of(spec: ModelSpec) -> list[str]:
 
 
 class Rows:
-    """The comparison rows with every model's probabilities, and what is measured on any part of them."""
+    """Comparison rows with every model's probabilities, and what is measured on any part of them.
+
+    Args:
+        table: labelled rows with the sliced categories; days: of each row, any sortable type.
+        probability: of `challenger`, `baseline` and, where there is one, `champion`, shape (rows,) each.
+        threshold: of the same models' decisions.
+        metrics: what is measured, the primary metric first.
+    """
 
     def __init__(
         self,
         spec: ModelSpec,
-        rows: pa.Table,
-        challenger: ModelBundle,
-        champion: ModelBundle | None,
-        baseline: np.ndarray,
+        table: pa.Table,
+        days: np.ndarray,
+        probability: dict[str, np.ndarray],
+        threshold: dict[str, float],
+        metrics: Sequence[str],
     ) -> None:
-        self.spec, self.table = spec, rows
-        self.label = label_of(rows)
-        self.days = rows["as_of"].to_numpy().astype("datetime64[D]")
+        self.spec, self.table, self.days = spec, table, days
+        self.label = label_of(table)
+        self.probability, self.threshold, self.metrics = probability, threshold, metrics
         self.costs = costs_of(spec.costs) if spec.costs else None
-        self.probability = {"challenger": _predict(challenger, rows), "baseline": baseline}
-        self.threshold = {"challenger": challenger.threshold, "baseline": _indifferent(self.costs)}
-        if champion is not None:
-            self.probability["champion"] = _predict(champion, rows)
-            self.threshold["champion"] = champion.threshold
 
     def _draws(self, mask: np.ndarray) -> Draws:
         return Draws(self.days[mask], self.spec.gate.resamples, self.spec.training.seed)
@@ -106,18 +109,17 @@ class Rows:
         probability = self.probability[who][mask]
         return draws.metric(metric, self.label[mask], probability, self.threshold[who], self.costs)
 
-    def _gain(self, draws: Draws, over: str, mask: np.ndarray) -> Estimate:
-        metric = self.spec.gate.metric
-        gain = self._sample(draws, "challenger", metric, mask) - self._sample(draws, over, metric, mask)
-        return draws.bound(gain if better(metric) > 0 else -gain, self.spec.gate.confidence)
+    def _gain(self, draws: Draws, challenger: Sample, other: Sample) -> Estimate:
+        gain = challenger - other
+        return draws.bound(gain if better(self.metrics[0]) > 0 else -gain, self.spec.gate.confidence)
 
     def holdout(self, mask: np.ndarray) -> Holdout:
         """Every model in every metric on the rows of `mask`, shape (rows,)."""
-        draws, confidence = self._draws(mask), self.spec.gate.confidence
-        measured = {
-            who: {m: draws.bound(self._sample(draws, who, m, mask), confidence) for m in metrics_of(self.spec)}
-            for who in self.probability
-        }
+        draws, primary, confidence = self._draws(mask), self.metrics[0], self.spec.gate.confidence
+        samples = {who: {m: self._sample(draws, who, m, mask) for m in self.metrics} for who in self.probability}
+        measured = {who: {m: draws.bound(s, confidence) for m, s in found.items()} for who, found in samples.items()}
+        mine = samples["challenger"][primary]
+        known = "champion" in samples
         shown = draws.days.astype(str)
         return Holdout(
             rows=int(mask.sum()),
@@ -127,13 +129,13 @@ class Rows:
             challenger=measured["challenger"],
             baseline=measured["baseline"],
             champion=measured.get("champion"),
-            over_baseline=self._gain(draws, "baseline", mask),
-            over_champion=self._gain(draws, "champion", mask) if "champion" in measured else None,
+            over_baseline=self._gain(draws, mine, samples["baseline"][primary]),
+            over_champion=self._gain(draws, mine, samples["champion"][primary]) if known else None,
         )
 
     def slices(self) -> tuple[Slice, ...]:
         """The gain in each value of each sliced category that has enough rows."""
-        found = []
+        found, metric = [], self.metrics[0]
         for column in self.spec.gate.slices:
             values = self.table[column].combine_chunks().dictionary_encode()
             code = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -141,17 +143,18 @@ class Rows:
                 mask = code == index
                 if mask.sum() < self.spec.gate.min_slice_rows:
                     continue
-                draws, metric = self._draws(mask), self.spec.gate.metric
-                known = "champion" in self.probability
+                draws = self._draws(mask)
+                mine = self._sample(draws, "challenger", metric, mask)
+                other = self._sample(draws, "champion", metric, mask) if "champion" in self.probability else None
                 found.append(
                     Slice(
                         column=column,
                         value=str(value),
                         rows=int(mask.sum()),
                         days=len(draws.days),
-                        challenger=self._sample(draws, "challenger", metric, mask).value,
-                        champion=self._sample(draws, "champion", metric, mask).value if known else None,
-                        over_champion=self._gain(draws, "champion", mask) if known else None,
+                        challenger=mine.value,
+                        champion=other.value if other else None,
+                        over_champion=self._gain(draws, mine, other) if other else None,
                     )
                 )
         return tuple(sorted(found, key=lambda s: (s.column, -s.rows, s.value)))
@@ -224,8 +227,19 @@ def evaluate(
             if seen:
                 unfair.append(f"{who} was trained on {len(seen)} frozen day(s), such as {min(seen)}")
         everything = pa.concat_tables([frozen.select(rows.column_names), fresh])
-    measured = Rows(spec, everything, challenger, champion, baseline(spec, train, everything))
-    is_fresh = measured.days > np.datetime64(newest)
+    days = everything["as_of"].to_numpy().astype("datetime64[D]")
+    models = {"challenger": challenger, **({"champion": champion} if champion is not None else {})}
+    probability = {who: _predict(bundle, everything) for who, bundle in models.items()}
+    threshold = {who: bundle.threshold for who, bundle in models.items()}
+    measured = Rows(
+        spec,
+        everything,
+        days,
+        probability | {"baseline": baseline(spec, train, everything)},
+        threshold | {"baseline": _indifferent(costs_of(spec.costs) if spec.costs else None)},
+        metrics_of(spec),
+    )
+    is_fresh = days > np.datetime64(newest)
     return Evaluation(
         metric=spec.gate.metric,
         confidence=spec.gate.confidence,

@@ -1,4 +1,4 @@
-"""A whole history in memory: the steps that the DAGs call, on a lake, a registry and a mart of their own, in one process.
+"""A whole history in memory: the steps that the DAGs call, on a lake, a registry and a mart of their own.
 
 What a source would have delivered is taken in by the pipeline's own ingest. A point-in-time build reads only what was
 available, so that history in bulk and history day by day are the same history.
@@ -99,7 +99,7 @@ def _partitions(rows: pa.Table) -> list[dt.date]:
 
 
 def take_in(platform: Platform, source: SourceSpec, as_of: dt.date, since: dt.date | None, run_id: str) -> None:
-    """Run `as_of` of every table of a source, from `since` on in bulk. Raises what ingest raises, at the first table."""
+    """Run `as_of` of every table of a source, from `since` on in bulk. Raises what ingest raises."""
     from include.evergreen.pipeline import ingest
 
     for table in source.tables.values():
