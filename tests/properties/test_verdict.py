@@ -9,8 +9,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.evergreen.drift.profile import Misfit
-from include.evergreen.drift.verdict import BREACHES, ColumnDrift, ColumnHealth, MonitoringFacts, Performance, judge
+from include.evergreen.drift.verdict import (
+    BREACHES,
+    ColumnDrift,
+    ColumnHealth,
+    Misfit,
+    MonitoringFacts,
+    Performance,
+    judge,
+)
 from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import PREDICTION
 

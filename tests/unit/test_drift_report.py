@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import html
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 
 from include.evergreen.drift import distance, report
 from include.evergreen.drift.sketch import sketch
+from include.evergreen.drift.verdict import GRAVITY, Misfit, MonitoringFacts, Verdict, judge
 from include.evergreen.errors import SpecError
-from include.evergreen.specs import Drift, ModelSpec
+from include.evergreen.specs import PROJECT, Drift, ModelSpec
 from include.evergreen.training.bundle import PREDICTION
 
 FEATURES: dict[str, Any] = {
@@ -199,3 +202,53 @@ def test_the_page_says_what_was_compared() -> None:
     head = page[page.index("<section") : page.index("</section>")]
     assert "as of: 2013-12-09" in head and "reference rows: 2000" in head and "current rows: 700" in head
     assert "psi" in head and "wasserstein" in head and "not measured" in head
+
+
+def banner(verdict: Verdict) -> str:
+    """What stands above the table of a calm report."""
+    page = report.judged(report.build(reduced(rows(2_000, 1)), reduced(rows(700, 2)), model()), verdict).html.decode()
+    assert report.VERDICT not in page
+    return page[page.index("<section") : page.index("<table")]
+
+
+@pytest.mark.parametrize("kind", GRAVITY)
+def test_every_verdict_stands_on_top_with_its_runbook(kind: Any) -> None:
+    said = banner(Verdict(kind, ("first reason", "second reason")))
+    assert f"<b>Verdict: {kind}</b>" in said
+    assert "<li>first reason</li><li>second reason</li>" in said
+    runbooks = re.findall(r"docs/runbooks/[a-z-]+\.md", said)
+    assert len(runbooks) == (0 if kind == "ok" else 1)
+    for runbook in runbooks:
+        text = (PROJECT / runbook).read_text(encoding="utf-8")
+        assert f"`{kind}`" in text.split("## What you see")[0], "the runbook is about this verdict"
+
+
+def test_what_to_do_knows_every_verdict_and_no_other() -> None:
+    assert tuple(report.WHAT_TO_DO) == GRAVITY
+
+
+def test_misfits_stand_on_top_as_text() -> None:
+    facts = MonitoringFacts(
+        as_of=dt.date(2013, 12, 9),
+        version=1,
+        partitions=(dt.date(2013, 12, 9),),
+        rows=700,
+        scored_rows=100,
+        misfits={
+            "speed": Misfit("support", 0.9, 0.5, "as if changed from miles to kilometres"),
+            "smooth": Misfit("fit", -0.5, 0.4, PAYLOAD),
+        },
+    )
+    verdict = judge(facts, model())
+    said = banner(verdict)
+    assert "Verdict: broken_data" in said
+    assert "<li>speed: 90% of the last rows hold values never seen in training" in said
+    assert "as if changed from miles to kilometres?" in said
+    assert PAYLOAD not in said and html.escape(PAYLOAD) in said
+
+
+def test_the_json_says_what_the_page_says() -> None:
+    built = report.build(reduced(rows(2_000, 1)), reduced(rows(700, 2)), model())
+    found = report.judged(built, Verdict("label_drift", ("the label drifts",)))
+    assert (found.json["verdict"], found.json["reasons"]) == ("label_drift", ["the label drifts"])
+    assert found.json["columns"] == built.json["columns"] and found.columns == built.columns

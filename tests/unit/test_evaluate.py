@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from include.evergreen.features.build import features, labelled, labels
 from include.evergreen.lake.memory import MemoryLake
-from include.evergreen.promotion.evaluate import Rows, baseline, evaluate, metrics_of, trained_on
+from include.evergreen.promotion.evaluate import baseline, evaluate, metrics_of, trained_on
 from include.evergreen.promotion.gate import Evaluation, gate
 from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import ModelBundle
@@ -313,16 +313,15 @@ def test_value_as_the_primary_metric_decides(table: pa.Table) -> None:
     assert not gate(evaluate(spec, table, never, good, 1, 10), spec.gate).accepted
 
 
-def test_the_threshold_of_the_rows_themselves_saves_most(table: pa.Table) -> None:
+def test_no_threshold_saves_more_than_the_best_one(table: pa.Table) -> None:
     spec = costly()
     model = fit(spec, table, AS_OF)
     rows = of(table, FRESH)
-    label, probability = label_of(rows), model.predict(rows)
-    best = best_threshold(label, probability, (1.0, 5.0, 2.0))
-    values = []
-    for threshold in (best, 0.1, 0.3, 0.5, 0.7, 1.0):
-        measured = Rows(spec, rows, told(model, threshold=threshold), None, np.full(len(label), 0.3))
-        values.append(measured.holdout(np.ones(len(label), dtype=bool)).challenger["value"].value)
+    best = best_threshold(label_of(rows), model.predict(rows), (1.0, 5.0, 2.0))
+    values = [
+        evaluate(spec, table, told(model, threshold=threshold), None, None, 10).fresh.challenger["value"].value
+        for threshold in (best, 0.1, 0.3, 0.5, 0.7, 1.0)
+    ]
     assert max(values) == values[0] > 0
 
 

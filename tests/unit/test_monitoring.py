@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def register(platform: Platform, key: str) -> int:
 def score(platform: Platform, days: list[dt.date], version: int) -> None:
     for day in days:
         staged = predict(platform, spec(), examples.source(), day, f"score-{day}-{version}", version)
-        publish(platform, spec(), examples.source(), day, staged, f"score-{day}-{version}")
+        publish(platform, spec(), examples.source(), day, staged, f"score-{day}-{version}", replace=True)
 
 
 def days_to(last: dt.date, count: int) -> list[dt.date]:
@@ -156,8 +158,14 @@ def test_a_shift_is_drift(platform: Platform) -> None:
     change(platform, "orders", days, amount=lambda n: 300 + np.arange(n) % 7)
     score(platform, days, 1)
     found = run(platform, spec(min_matured_rows=1000))
-    assert found["verdict"] == "drift", found["reasons"]
+    assert found["verdict"] == "prediction_drift", found["reasons"]
+    assert found["guilty"][0] == PREDICTION
     assert set(found["guilty"]) == {"region", "amount", PREDICTION}
+    assert [reason.split(":")[0].split(" (")[0] for reason in found["reasons"]] == [
+        "the prediction drifts",
+        "2 features drift",
+        "performance unknown",
+    ]
 
 
 def test_an_empty_feature_is_broken_data(platform: Platform) -> None:
@@ -199,15 +207,39 @@ def test_a_table_with_a_lag_is_due_later(platform: Platform) -> None:
     assert run(platform, spec())["verdict"] == "ok"
 
 
-def test_labels_that_turn_around_are_a_performance_drop(platform: Platform) -> None:
-    days = days_to(AS_OF, 5)
+def outcomes(platform: Platform, days: list[dt.date], make: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace what became of the orders of some dates."""
     rows = platform.lake.read("trusted.outcomes", days[0], days[-1])
-    turned = pa.array(np.where(rows["took"].to_numpy() > 3, 2, 5), pa.int64())
-    rows = rows.set_column(rows.column_names.index("took"), "took", turned)
-    platform.lake.write("trusted.outcomes", rows, days)
+    took = pa.array(make(rows["took"].to_numpy()), pa.int64())
+    platform.lake.write("trusted.outcomes", rows.set_column(rows.column_names.index("took"), "took", took), days)
+
+
+def test_labels_without_a_pattern_are_a_performance_drop(platform: Platform) -> None:
+    outcomes(platform, days_to(AS_OF, 5), np.random.default_rng(0).permutation)
     found = run(platform, spec())
     assert found["verdict"] == "performance_drop", found["reasons"]
-    assert found["performance"]["auc"] < 0.5
+    seen = found["performance"]
+    assert seen["auc_low"] < seen["auc"] < seen["auc_high"] < seen["reference_auc_low"]
+    assert found["reasons"][0].startswith(f"AUC {seen['auc']:.4f}, at most {seen['auc_high']:.4f}, on 240 matured rows")
+
+
+def test_a_fall_within_the_intervals_is_no_performance_drop(platform: Platform) -> None:
+    def some(took: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(took)) % 8 == 0, np.random.default_rng(0).permutation(took), took)
+
+    outcomes(platform, days_to(AS_OF, 5), some)
+    found = run(platform, spec(max_performance_drop=0.02))
+    seen = found["performance"]
+    assert seen["reference_auc"] - seen["auc"] > 0.02
+    assert seen["auc_high"] >= seen["reference_auc_low"]
+    assert found["verdict"] == "ok", found["reasons"]
+
+
+def test_more_positives_are_label_drift(platform: Platform) -> None:
+    outcomes(platform, days_to(AS_OF, 5), lambda took: np.where(np.arange(len(took)) % 2 == 0, 5, took))
+    found = run(platform, spec(max_performance_drop=0.5, max_label_shift=0.1, prediction={"threshold": 0.5}))
+    assert found["verdict"] == "label_drift", found["reasons"]
+    assert found["performance"]["label_rate"] - found["performance"]["reference_rate"] > 0.1
 
 
 def test_a_new_champion_does_not_answer_for_its_predecessor(platform: Platform) -> None:
@@ -269,3 +301,85 @@ def test_facts_are_small(platform: Platform) -> None:
     facts = measure(platform, spec(), examples.source(), AS_OF, "r1")
     assert len(json.dumps(facts)) < 4_000
     assert MonitoringFacts.from_dict(facts).as_of == AS_OF
+
+
+BUSY_DAYS, PER_DAY = 50, 240
+FAULT = examples.FIRST + dt.timedelta(days=45)
+"""The date whose data is broken."""
+
+
+@functools.cache
+def busy_bundle() -> ModelBundle:
+    lake, trained = MemoryLake(), FAULT - dt.timedelta(days=5)
+    examples.fill(lake, BUSY_DAYS, per_day=PER_DAY)
+    until = trained - dt.timedelta(days=1)
+    known = labels(lake, spec(), examples.FIRST, until, cut=trained)
+    return fit(spec(), labelled(features(lake, spec(), examples.FIRST, until), known, spec()), trained)
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Platform:
+    """Enough rows a day for a fault to show on its first: a champion, and its scorings up to the day before FAULT."""
+    world = memory_platform(tmp_path)
+    examples.fill(world.lake, BUSY_DAYS, per_day=PER_DAY)
+    days = examples.dates(BUSY_DAYS)
+    world.mart.record_batches([batch(table, day) for table in ("orders", "outcomes") for day in days])
+    world.registry.register(busy_bundle(), TrainingRecord("first", {}, {}, {}, {}))
+    score(world, days_to(FAULT - dt.timedelta(days=1), 5), 1)
+    return world
+
+
+def arrives(platform: Platform, day: dt.date) -> dict[str, Any]:
+    """A date as the loop sees it: scored, then monitored."""
+    score(platform, [day], 1)
+    return run(platform, spec(), day, f"monitor-{day}")
+
+
+def test_five_days_without_a_fault_are_not_broken(busy: Platform) -> None:
+    days = days_to(FAULT + dt.timedelta(days=4), 5)
+    assert [arrives(busy, day)["verdict"] for day in days] == ["ok"] * 5
+
+
+def test_a_change_of_unit_is_broken_data_on_its_date_and_named(busy: Platform) -> None:
+    rows = busy.lake.read("trusted.orders", FAULT, FAULT)
+    change(busy, "orders", [FAULT], amount=lambda n: rows["amount"].to_numpy() * 0.45359237)
+    found = arrives(busy, FAULT)
+    assert (found["verdict"], found["guilty"][0]) == ("broken_data", "amount")
+    assert found["reasons"][0].startswith("amount: does not fit the other columns: -0."), found["reasons"]
+    assert found["reasons"][0].endswith("as if changed from pounds to kilograms?")
+    assert busy.mart.monitorings("late_order")[0]["verdict"] == "broken_data"
+    page = busy.objects.get(f"reports/late_order/{FAULT}.html").decode()
+    assert "as if changed from pounds to kilograms?" in page
+    assert arrives(busy, FAULT + dt.timedelta(days=1))["verdict"] == "ok", "the next date is whole"
+
+
+@pytest.mark.parametrize("column", ["amount", "region"])
+def test_a_flood_of_nulls_is_broken_data_on_its_date_alone(busy: Platform, column: str) -> None:
+    """A third of one date is a fifteenth of the window."""
+    values = busy.lake.read("trusted.orders", FAULT, FAULT)[column].to_pylist()
+    holes = [None if row % 3 == 0 else value for row, value in enumerate(values)]
+    change(busy, "orders", [FAULT], **{column: lambda n: holes})
+    found = arrives(busy, FAULT)
+    assert (found["verdict"], found["guilty"]) == ("broken_data", [column])
+    assert found["reasons"][0].startswith(f"{column}: nulls rose from 0.0% to 33.3% of the date")
+    assert arrives(busy, FAULT + dt.timedelta(days=1))["verdict"] == "ok"
+
+
+def test_labels_turned_round_are_broken_data_the_day_after(busy: Platform) -> None:
+    """From FAULT on the label says the opposite. Its first cohort is due on the next date, among four good ones."""
+    days = days_to(FAULT + dt.timedelta(days=4), 5)
+    outcomes(busy, days, lambda took: np.where(took > 3, 2, 5))
+    assert arrives(busy, FAULT)["verdict"] == "ok", "not one of these labels is due"
+    found = arrives(busy, days[1])
+    assert found["verdict"] == "broken_data", found["reasons"]
+    assert found["reasons"][0].startswith(f"the labels of {FAULT} contradict the predictions: AUC 0.")
+    assert (found["performance"]["newest"], found["performance"]["newest_auc"] < 0.4) == (FAULT.isoformat(), True)
+    assert [arrives(busy, day)["verdict"] for day in days[2:]] == ["broken_data"] * 3
+
+
+def test_a_version_without_a_profile_is_judged_without_it(busy: Platform) -> None:
+    old = replace(busy_bundle(), facts={k: v for k, v in busy_bundle().facts.items() if k != "profile"})
+    version = busy.registry.register(old, TrainingRecord("old", {}, {}, {}, {})).number
+    score(busy, [FAULT], version)
+    found = run(busy, spec(), FAULT)
+    assert (found["version"], found["misfits"], found["verdict"]) == (version, {}, "ok")

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,9 @@ from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import ModelBundle
 from tests import examples
 
-SPEC = examples.model(scoring={"threshold": 0.4, "reasons": 2, "batch_rows": 64})
+SPEC = examples.model(scoring={"reasons": 2, "batch_rows": 64})
+THRESHOLD = 0.4
+"""Of the bundle; the spec's is another one."""
 DAY = examples.FIRST + dt.timedelta(days=9)
 FEATURES = ("region", "amount", "late_before")
 
@@ -45,7 +48,7 @@ def train(seed: int = 1) -> ModelBundle:
     data = xgboost.DMatrix(bundle.matrix(rows), label=label, enable_categorical=True)
     params = {"objective": "binary:logistic", "max_depth": 3, "eta": 0.3, "nthread": 1, "seed": seed}
     booster = bytes(xgboost.train(params, data, 15).save_raw("ubj"))
-    return ModelBundle("late_order", DAY, booster, features=FEATURES, categories=bundle.categories)
+    return replace(bundle, booster=booster, facts={"threshold": THRESHOLD})
 
 
 def inputs(count: int, seed: int = 1, **columns: Any) -> pa.Table:
@@ -84,10 +87,10 @@ def test_scores_are_the_models_own_whatever_the_batches(bundle: ModelBundle) -> 
     assert found["order_id"].to_pylist() == list(range(500))
     assert set(found["model_version"].to_pylist()) == {7}
     np.testing.assert_array_equal(found["probability"].to_numpy(), bundle.predict(rows).astype("float64"))
-    assert found["decision"].to_pylist() == [value >= 0.4 for value in found["probability"].to_pylist()]
-    whole = scored(bundle, rows, examples.model(scoring={"threshold": 0.4, "reasons": 2}))
+    assert found["decision"].to_pylist() == [value >= THRESHOLD for value in found["probability"].to_pylist()]
+    whole = scored(bundle, rows, examples.model(scoring={"reasons": 2}))
     assert whole.equals(found.combine_chunks()) or whole.to_pylist() == found.to_pylist()
-    check(500, found, SPEC)
+    check(500, found, SPEC, THRESHOLD)
 
 
 def test_batches_are_bounded_and_lazy(bundle: ModelBundle) -> None:
@@ -103,6 +106,21 @@ def test_batches_are_bounded_and_lazy(bundle: ModelBundle) -> None:
     assert next(stream).num_rows == 64
     assert taken == 1
     assert [batch.num_rows for batch in stream] == [64, 22, 64, 64, 22, 64, 64, 22]
+
+
+def test_the_threshold_is_the_bundles_own(bundle: ModelBundle) -> None:
+    rows = inputs(500)
+    probability = bundle.predict(rows).astype("float64")
+    assert ((probability >= THRESHOLD) != (probability >= SPEC.scoring.threshold)).any(), "the two differ"
+    for threshold in (0.2, THRESHOLD, 0.7):
+        made = replace(bundle, facts={"threshold": threshold})
+        found = scored(made, rows)
+        assert found["decision"].to_pylist() == (probability >= threshold).tolist()
+        check(500, found, SPEC, threshold)
+        with pytest.raises(OutputInvalid, match="decision: expected probability >= 0.3"):
+            check(500, found, SPEC, 0.3)
+    plain = scored(replace(bundle, facts={}), rows)
+    assert plain["decision"].to_pylist() == (probability >= 0.5).tolist(), "a version of before had 0.5"
 
 
 def test_no_rows_give_no_batches(bundle: ModelBundle) -> None:
@@ -155,7 +173,7 @@ def test_an_unseen_category_scores_as_missing_and_says_so(bundle: ModelBundle) -
 def test_missing_numbers_are_scored(bundle: ModelBundle, nothing: float | None) -> None:
     rows = inputs(3, amount=pa.array([nothing] * 3, pa.float32()), late_before=pa.array([nothing] * 3, pa.float32()))
     found = scored(bundle, rows)
-    check(3, found, SPEC)
+    check(3, found, SPEC, THRESHOLD)
     assert "amount = missing (" in " ".join(text.to_pylist()[0] for text in reasons(bundle, rows, 3))
 
 
@@ -216,18 +234,18 @@ def test_invalid_output_is_refused(name: str, values: list[Any], message: str) -
             "model_version": pa.array([1] * 3, pa.int32()),
         }
     )
-    check(3, sound, SPEC)
+    check(3, sound, SPEC, THRESHOLD)
     with pytest.raises(OutputInvalid) as caught:
-        check(3, changed(sound, name, values), SPEC)
+        check(3, changed(sound, name, values), SPEC, THRESHOLD)
     assert message in str(caught.value)
 
 
 def test_lost_rows_and_columns_are_refused(bundle: ModelBundle) -> None:
     found = scored(bundle, inputs(10))
     with pytest.raises(OutputInvalid, match="expected 11 rows, one per entity, found 10"):
-        check(11, found, SPEC)
+        check(11, found, SPEC, THRESHOLD)
     with pytest.raises(OutputInvalid, match=r"found none of \['decision'\]"):
-        check(10, found.drop_columns("decision"), SPEC)
+        check(10, found.drop_columns("decision"), SPEC, THRESHOLD)
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
@@ -292,6 +310,18 @@ def test_a_partition_is_scored_and_a_rerun_changes_nothing(world: Any) -> None:
     ]
 
 
+def test_a_partition_is_decided_by_its_versions_threshold(world: Any) -> None:
+    promote(world, 1, DAY)
+    staged = steps.predict(world, SPEC, examples.source(), DAY, "r")
+    assert staged["threshold"] == THRESHOLD
+    steps.publish(world, SPEC, examples.source(), DAY, staged, "r")
+    found = world.lake.read("predictions.late_order")
+    assert found["decision"].to_pylist() == [value >= THRESHOLD for value in found["probability"].to_pylist()]
+    assert 0 < sum(found["decision"].to_pylist()) < 60
+    with pytest.raises(OutputInvalid, match="expected probability >= 0.9"):
+        steps.publish(world, SPEC, examples.source(), DAY, {**staged, "threshold": 0.9}, "r")
+
+
 def test_a_date_without_entities_is_not_scored(world: Any) -> None:
     promote(world, 1, DAY)
     with pytest.raises(NotEnoughData, match=r"expected entities in shop\.orders"):
@@ -338,7 +368,7 @@ def test_two_scorings_at_once_end_in_one_whole_result(world: Any) -> None:
         try:
             if number:
                 world.lake.written.wait(10)
-            steps.publish(world, SPEC, examples.source(), DAY, staged[number], f"r{number}")
+            steps.publish(world, SPEC, examples.source(), DAY, staged[number], f"r{number}", replace=True)
         except Exception as error:
             failures.append(error)
 

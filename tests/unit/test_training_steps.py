@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from include.evergreen.errors import LeakDetected, NotEnoughData, NotFound, Refused
-from include.evergreen.pipeline import staging
+from include.evergreen.pipeline import rollback, staging
 from include.evergreen.pipeline import training as steps
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
@@ -23,6 +23,7 @@ SPEC = examples.model()
 DAYS = 40
 AS_OF = examples.FIRST + dt.timedelta(days=DAYS)
 LATER = AS_OF + dt.timedelta(days=20)
+FROZEN = [str(day) for day in examples.dates(DAYS - 5) if SPEC.gate.frozen.holds(day)]
 
 
 @pytest.fixture
@@ -99,9 +100,14 @@ def test_the_decision_can_be_read_later(platform: MemoryPlatform) -> None:
     assert (gate["outcome"], gate["as_of"], gate["run_id"], gate["actor"]) == ("accepted", AS_OF, "run-1", "gate")
     assert gate["reasons"] == done["decided"]["reasons"]
     evidence = gate["evidence"]
-    assert evidence["challenger"]["auc"] > evidence["baseline"]["auc"]
+    fresh, pooled = evidence["fresh"], evidence["pooled"]
+    assert fresh["challenger"]["auc"]["value"] > fresh["baseline"]["auc"]["value"]
+    assert pooled["over_baseline"]["low"] > 0
+    assert (fresh["days"], fresh["rows"], pooled["days"]) == (5, 300, 5 + len(FROZEN))
     assert evidence["challenger_sha256"] == done["fitted"]["sha256"]
-    assert evidence["champion"] is None
+    assert fresh["champion"] is evidence["champion_version"] is None
+    assert evidence["frozen_from"]["days"] == FROZEN
+    assert {part["value"] for part in evidence["slices"]} == {"north", "south", "west"}
     assert evidence["rules"]["min_holdout_rows"] == SPEC.gate.min_holdout_rows
     assert evidence["rows_from"]["snapshots"] == done["built"]["snapshots"]
     (promotion,) = platform.mart.decisions(subject=SPEC.name, kind="promotion")
@@ -117,7 +123,9 @@ def test_lineage_says_what_made_the_version(platform: MemoryPlatform) -> None:
     assert (made.lineage["reason"], made.lineage["decision"]) == ("a test", "accepted")
     assert made.params["xgboost.max_depth"] == 2
     assert made.params["seed"] == SPEC.training.seed
-    assert made.metrics["challenger_auc"] == done["decided"]["evidence"]["challenger"]["auc"]
+    assert made.metrics["challenger_auc"] == done["decided"]["evidence"]["fresh"]["challenger"]["auc"]["value"]
+    assert made.lineage["frozen"] == done["built"]["frozen"]
+    assert made.lineage["rows_sha256"] == done["built"]["rows_sha256"]
     assert made.importances
 
 
@@ -169,7 +177,7 @@ def test_a_retry_of_every_step_changes_nothing(platform: MemoryPlatform) -> None
     once = stored(platform)
     again = run(platform, times=2)
     assert stored(platform) == once
-    assert kinds(platform) == ["gate", "promotion"]
+    assert kinds(platform) == ["gate", "holdout", "promotion"]
     assert again["registered"]["version"] == 1
     assert len(platform.mart.champion_history(SPEC.name)) == 1
 
@@ -207,28 +215,27 @@ def test_a_promotion_that_broke_off_is_completed(platform: MemoryPlatform, monke
     assert champion(platform) is None
     assert run(platform)["promoted"] == {"version": 1, "effective_from": AS_OF.isoformat()}
     assert champion(platform) == 1
-    assert kinds(platform) == ["gate", "promotion"]
+    assert kinds(platform) == ["gate", "holdout", "promotion"]
 
 
 # --- the next ones ---------------------------------------------------------------------------------------------------
 
 
-def flipped(days: int, since: int) -> tuple[pa.Table, pa.Table]:
-    """The shop's rows whose pattern is another one from a day on."""
-    orders, outcomes = examples.rows(days)
-    amount = orders["amount"].to_numpy()
-    late = np.where(np.where(np.array(orders["region"]) == "south", amount < 40, amount > 60), 5, 2)
-    after = np.array(outcomes["day"].to_pylist()) >= examples.FIRST + dt.timedelta(days=since)
-    took = np.where(after, late, outcomes["took"].to_numpy())
-    index = outcomes.schema.get_field_index("took")
-    return orders, outcomes.set_column(index, "took", pa.array(took, pa.int64()))
-
-
 def drift(platform: MemoryPlatform) -> None:
-    """Twenty more days, of another pattern."""
-    orders, outcomes = flipped(DAYS + 20, since=DAYS)
-    platform.lake.write("trusted.orders", orders, examples.dates(DAYS + 20))
-    platform.lake.write("trusted.outcomes", outcomes, examples.dates(DAYS + 20))
+    """Twenty more days: half of their orders are from a new region, where the small ones are late."""
+    orders, outcomes = examples.rows(DAYS + 20)
+    random = np.random.default_rng(5)
+    after = np.array(orders["day"].to_pylist()) >= examples.FIRST + dt.timedelta(days=DAYS)
+    east = after & (random.random(len(after)) < 0.5)
+    late = random.random(len(after)) < np.where(orders["amount"].to_numpy() < 80, 0.9, 0.1)
+    took = np.where(east, np.where(late, 5, 2), outcomes["took"].to_numpy())
+    region = np.where(east, "east", np.array(orders["region"].to_pylist()))
+    for name, rows, column, values in (
+        ("trusted.orders", orders, "region", pa.array(region)),
+        ("trusted.outcomes", outcomes, "took", pa.array(took, pa.int64())),
+    ):
+        rows = rows.set_column(rows.schema.get_field_index(column), column, values)
+        platform.lake.write(name, rows, examples.dates(DAYS + 20))
 
 
 def test_a_better_challenger_is_in_force_from_the_day_after(platform: MemoryPlatform) -> None:
@@ -239,7 +246,9 @@ def test_a_better_challenger_is_in_force_from_the_day_after(platform: MemoryPlat
     assert second["decided"]["accepted"], second["decided"]["reasons"]
     evidence = second["decided"]["evidence"]
     assert evidence["champion_version"] == 1
-    assert evidence["challenger"]["auc"] > evidence["champion"]["auc"]
+    assert evidence["fresh"]["over_champion"]["low"] > 0
+    assert evidence["frozen"]["over_champion"]["value"] > -0.02
+    assert evidence["frozen_from"]["cut"] == AS_OF.isoformat(), "both were measured on the same frozen days"
     assert second["promoted"] == {"version": 2, "effective_from": tomorrow.isoformat()}
     assert platform.mart.champion_at(SPEC.name, LATER) == (1, AS_OF)
     assert platform.mart.champion_at(SPEC.name, tomorrow) == (2, tomorrow)
@@ -272,7 +281,7 @@ def test_a_worse_challenger_is_refused(platform: MemoryPlatform) -> None:
 
 def assert_refused(platform: MemoryPlatform, done: dict[str, Any]) -> None:
     """Version 2 is there as the challenger, version 1 is champion, and nobody can promote 2."""
-    assert done["registered"] == {"version": 2, "accepted": False}
+    assert done["registered"] == {"version": 2, "accepted": False, "model": SPEC.name}
     assert [v.aliases for v in platform.registry.versions(SPEC.name)] == [("champion",), ("challenger",)]
     assert platform.registry.records["run-2"].lineage["decision"] == "refused"
     assert platform.registry.records["run-2"].lineage["decision_reasons"] == done["decided"]["reasons"]
@@ -280,7 +289,205 @@ def assert_refused(platform: MemoryPlatform, done: dict[str, Any]) -> None:
         steps.promote(platform, SPEC, AS_OF, "run-2", done["registered"], done["decided"])
     assert champion(platform) == 1
     assert [row["version"] for row in platform.mart.champion_history(SPEC.name)] == [1]
-    assert kinds(platform) == ["gate", "gate", "promotion"]
+    assert kinds(platform) == ["gate", "gate", "holdout", "promotion"]
+
+
+# --- what cannot be decided ------------------------------------------------------------------------------------------
+
+
+def judge(platform: MemoryPlatform, day: dt.date, verdict: str) -> None:
+    """As `monitor__` does."""
+    platform.mart.record_monitoring(
+        model=SPEC.name,
+        as_of=day,
+        version=1,
+        verdict=verdict,
+        reasons=["amount: 40.0% null, 0.0% usual"],
+        columns={},
+        performance={},
+        report_uri=None,
+        run_id=f"monitor-{day}",
+    )
+
+
+def test_broken_data_among_the_fresh_days_cannot_decide(platform: MemoryPlatform) -> None:
+    broken = AS_OF - dt.timedelta(days=2)
+    judge(platform, broken, "broken_data")
+    done = run(platform, times=2)
+    assert done["decided"]["outcome"] == "cannot_decide"
+    assert done["decided"]["reasons"] == [
+        f"cannot decide: the data of {broken} is broken (amount: 40.0% null, 0.0% usual): repair it, and monitor that "
+        "date again"
+    ]
+    assert champion(platform) is None
+    assert platform.mart.champion_history(SPEC.name) == []
+    assert [version.aliases for version in platform.registry.versions(SPEC.name)] == [("challenger",)]
+    assert platform.registry.records["run-1"].lineage["decision"] == "cannot_decide"
+    with pytest.raises(Refused, match=f"version 1: cannot decide: the data of {broken} is broken"):
+        steps.promote(platform, SPEC, AS_OF, "run-1", done["registered"], done["decided"])
+    judge(platform, broken, "ok")
+    assert run(platform)["decided"] == done["decided"], "a run's answer stands"
+    assert run(platform, key="run-2")["decided"]["outcome"] == "accepted", "a new run sees the repaired date"
+
+
+@pytest.mark.parametrize("verdict", ["ok", "covariate_drift", "performance_drop"])
+def test_other_verdicts_are_no_obstacle(platform: MemoryPlatform, verdict: str) -> None:
+    judge(platform, AS_OF - dt.timedelta(days=2), verdict)
+    assert run(platform)["decided"]["outcome"] == "accepted"
+
+
+def test_broken_data_before_the_fresh_days_is_no_obstacle(platform: MemoryPlatform) -> None:
+    judge(platform, AS_OF - dt.timedelta(days=6), "broken_data")
+    judge(platform, AS_OF + dt.timedelta(days=1), "broken_data")
+    assert run(platform)["decided"]["outcome"] == "accepted"
+
+
+def test_too_few_fresh_days_cannot_decide(platform: MemoryPlatform) -> None:
+    spec = examples.model(gate={**SPEC.gate.model_dump(), "min_holdout_days": 6})
+    done = run(platform, spec)
+    assert done["decided"]["outcome"] == "cannot_decide"
+    assert "expected at least 6 fresh days" in done["decided"]["reasons"][0]
+    assert "promoted" not in done
+
+
+def test_a_champion_that_has_seen_the_fresh_days_cannot_be_challenged(platform: MemoryPlatform) -> None:
+    """A training of the past after a newer champion: no day is new to both."""
+    run(platform)
+    past = run(platform, as_of=AS_OF - dt.timedelta(days=5), key="run-2", overrides={"max_depth": 1})
+    assert past["decided"]["outcome"] == "cannot_decide"
+    assert "found 0" in past["decided"]["reasons"][0]
+    assert champion(platform) == 1
+
+
+def test_without_a_frozen_holdout_the_fresh_days_decide(platform: MemoryPlatform) -> None:
+    spec = examples.model(gate={**SPEC.gate.model_dump(), "frozen": {"every_days": 5, "min_days": 30}})
+    done = run(platform, spec, times=2)
+    assert done["built"]["frozen"] is done["decided"]["evidence"]["frozen"] is None
+    assert done["decided"]["outcome"] == "accepted"
+    assert kinds(platform) == ["gate", "promotion"]
+
+
+def test_costs_can_decide(platform: MemoryPlatform) -> None:
+    spec = examples.model(
+        costs={"hit": 1, "miss": 5, "false_alarm": 2, "unit": "EUR"}, gate={**SPEC.gate.model_dump(), "metric": "value"}
+    )
+    first = run(platform, spec, overrides={"max_depth": 1, "eta": 0.1}, times=2)
+    assert first["decided"]["outcome"] == "accepted", first["decided"]["reasons"]
+    drift(platform)
+    second = run(platform, spec, as_of=LATER, key="run-2", times=2)
+    evidence = second["decided"]["evidence"]
+    assert second["decided"]["outcome"] == "accepted", second["decided"]["reasons"]
+    assert evidence["metric"] == "value"
+    fresh = evidence["fresh"]
+    assert fresh["over_champion"]["value"] == pytest.approx(
+        fresh["challenger"]["value"]["value"] - fresh["champion"]["value"]["value"]
+    )
+    assert champion(platform) == 2
+    made = platform.registry.load(SPEC.name, 2)
+    assert made.threshold != SPEC.scoring.threshold
+    assert platform.registry.records["run-2"].metrics["challenger_value"] == fresh["challenger"]["value"]["value"]
+
+
+# --- the model card --------------------------------------------------------------------------------------------------
+
+
+def test_every_version_has_its_card(platform: MemoryPlatform) -> None:
+    run(platform)
+    twin = run(platform, key="run-2")
+    for number, outcome in ((1, "accepted"), (2, "refused")):
+        found = json.loads(platform.registry.attachment(SPEC.name, number, "card.json"))
+        assert (found["version"], found["outcome"]) == (number, outcome)
+        page = platform.registry.attachment(SPEC.name, number, "card.html").decode()
+        assert f"version {number}" in page.lower()
+        assert "<script" not in page
+    assert found["reasons"] == twin["decided"]["reasons"]
+    assert found["champion_version"] == 1
+    assert set(found["shap"]) == set(SPEC.features)
+
+
+def test_a_card_is_made_again_byte_for_byte(platform: MemoryPlatform) -> None:
+    def cards() -> list[bytes]:
+        return [platform.registry.attachment(SPEC.name, 1, name) for name in ("card.json", "card.html")]
+
+    run(platform)
+    before = cards()
+    run(platform)
+    assert cards() == before
+
+
+# --- a promotion that was overruled ----------------------------------------------------------------------------------
+
+
+def withdrawn(platform: MemoryPlatform) -> dict[str, Any]:
+    """Version 2 was champion, and a rollback went back to version 1; the run that promoted it."""
+    run(platform)
+    drift(platform)
+    second = run(platform, as_of=LATER, key="run-2")
+    assert champion(platform) == 2
+    planned = rollback.plan(platform, SPEC, 1, "rollback-1")
+    rollback.withdraw(platform, SPEC, planned, "rollback-1", "ada", "a test", dry_run=False)
+    return second
+
+
+def again(platform: MemoryPlatform, done: dict[str, Any]) -> dict[str, Any]:
+    """The task `promote` of run-2 is cleared."""
+    return steps.promote(platform, SPEC, LATER, "run-2", done["registered"], done["decided"])
+
+
+def test_a_withdrawn_version_is_not_put_back_by_clearing_its_run(platform: MemoryPlatform) -> None:
+    done = withdrawn(platform)
+    before = stored(platform)
+    assert champion(platform) == 1
+    assert again(platform, done) == done["promoted"]
+    assert stored(platform) == before
+    assert platform.mart.champion_at(SPEC.name, LATER + dt.timedelta(days=1)) == (1, LATER + dt.timedelta(days=1))
+
+
+def test_a_withdrawn_version_that_a_rollback_put_back_stays_champion(platform: MemoryPlatform) -> None:
+    done = withdrawn(platform)
+    planned = rollback.plan(platform, SPEC, 2, "rollback-2")
+    rollback.withdraw(platform, SPEC, planned, "rollback-2", "ada", "a test", dry_run=False)
+    before = stored(platform)
+    assert again(platform, done) == done["promoted"]
+    assert champion(platform) == 2
+    assert stored(platform) == before
+
+
+def test_a_dry_run_of_a_rollback_overrules_nothing(
+    platform: MemoryPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion that broke off before the alias is completed still."""
+    run(platform)
+    drift(platform)
+    with monkeypatch.context() as patch:
+
+        def dies(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(steps, "_overruled", lambda *_: None)
+        patch.setattr(platform.registry, "set_alias", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(platform, as_of=LATER, key="run-2")
+    planned = rollback.plan(platform, SPEC, 1, "rollback-1")
+    rollback.withdraw(platform, SPEC, planned, "rollback-1", "ada", None, dry_run=True)
+    assert champion(platform) == 1
+    run(platform, as_of=LATER, key="run-2")
+    assert champion(platform) == 2
+
+
+def test_a_promotion_that_another_of_its_date_replaced_stays_replaced(platform: MemoryPlatform) -> None:
+    """Two trainings as of one date; the later promotion has the date, whichever run is cleared."""
+    run(platform)
+    drift(platform)
+    second = run(platform, as_of=LATER, key="run-2", overrides={"max_depth": 1})
+    assert second["decided"]["accepted"], second["decided"]["reasons"]
+    third = run(platform, as_of=LATER, key="run-3")
+    accepted = {**third["decided"], "accepted": True}
+    steps.promote(platform, SPEC, LATER, "run-3", third["registered"], accepted)
+    assert champion(platform) == 3
+    before = stored(platform)
+    assert again(platform, second) == second["promoted"]
+    assert stored(platform) == before
 
 
 # --- what cannot be trained ------------------------------------------------------------------------------------------

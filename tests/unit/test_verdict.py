@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from include.evergreen.drift.profile import Misfit
 from include.evergreen.drift.verdict import (
     BREACHES,
     GRAVITY,
     ColumnDrift,
     ColumnHealth,
+    Misfit,
     MonitoringFacts,
     Performance,
     Verdict,

@@ -201,20 +201,13 @@ def calibrate(measured: Placebo, spec: ModelSpec, budget: float) -> Calibration:
 
     Raises NotEnoughData: no multiplier reaches the budget.
     """
-    folds = np.unique(measured.fold)
-    scales = {fold: _scale(measured.distances[measured.fold != fold]) for fold in folds}
-    own = np.stack([scales[fold] for fold in measured.fold])[:, None, :]
-    ratio = measured.distances / own
-    # a number that does not fit is an alarm, whatever the thresholds
-    misfits = MONTH * len(measured.misfit_days) / max(measured.days, 1)
+    ratio, misfits = _ratio(measured), _misfits(measured)
     found = None
     for multiplier in reversed(MULTIPLIERS):  # downwards: far below the scales everything is one long alarm
-        kinds = _alarms(ratio, measured.columns, multiplier, spec.monitoring.min_columns)
-        alarm = np.logical_or.reduce(list(kinds.values()))
-        rate = _episodes(alarm) + misfits
+        rate, days, kinds = _at(ratio, misfits, measured.columns, spec, float(multiplier))
         if rate > budget:
             break
-        found = (float(multiplier), rate, float(alarm.mean()), kinds)
+        found = (float(multiplier), rate, days, kinds)
     if found is None:
         raise NotEnoughData(
             f"{spec.name}: expected thresholds with at most {budget:g} false alarms a month, found none: "
@@ -226,8 +219,34 @@ def calibrate(measured: Placebo, spec: ModelSpec, budget: float) -> Calibration:
         multiplier=found[0],
         false_alarms=found[1],
         alarm_days=found[2],
-        by_kind={**{kind: _episodes(alarming) for kind, alarming in found[3].items()}, "broken_data": misfits},
+        by_kind=found[3],
     )
+
+
+def false_alarms(measured: Placebo, spec: ModelSpec, multiplier: float) -> tuple[float, float, dict[str, float]]:
+    """(alarms a month, share of days in alarm, alarms a month by kind) at a multiplier of the other folds' scales."""
+    return _at(_ratio(measured), _misfits(measured), measured.columns, spec, multiplier)
+
+
+def _ratio(measured: Placebo) -> np.ndarray:
+    """Distances over the scales of the other folds."""
+    scales = {fold: _scale(measured.distances[measured.fold != fold]) for fold in np.unique(measured.fold)}
+    found: np.ndarray = measured.distances / np.stack([scales[fold] for fold in measured.fold])[:, None, :]
+    return found
+
+
+def _misfits(measured: Placebo) -> float:
+    """Alarms a month from numbers that do not fit, whatever the thresholds."""
+    return MONTH * len(measured.misfit_days) / max(measured.days, 1)
+
+
+def _at(
+    ratio: np.ndarray, misfits: float, columns: tuple[str, ...], spec: ModelSpec, multiplier: float
+) -> tuple[float, float, dict[str, float]]:
+    kinds = _alarms(ratio, columns, multiplier, spec.monitoring.min_columns)
+    alarm = np.logical_or.reduce(list(kinds.values()))
+    by_kind = {**{kind: _episodes(alarming) for kind, alarming in kinds.items()}, "broken_data": misfits}
+    return _episodes(alarm) + misfits, float(alarm.mean()), by_kind
 
 
 def _scale(distances: np.ndarray) -> np.ndarray:
@@ -252,7 +271,8 @@ def _alarms(ratio: np.ndarray, columns: tuple[str, ...], multiplier: float, leas
 def _episodes(alarm: np.ndarray) -> float:
     """Runs of consecutive alarming days per month of 30 days, from shape (months, windows)."""
     before = np.concatenate([np.zeros((len(alarm), 1), dtype=bool), alarm[:, :-1]], axis=1)
-    return float((alarm & ~before).sum() / alarm.size * MONTH)
+    started = float(np.count_nonzero(alarm & ~before))
+    return started / alarm.size * MONTH
 
 
 def _round_up(value: float) -> float:

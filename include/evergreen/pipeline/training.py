@@ -281,12 +281,16 @@ def promote(
     """Make an accepted version champion: the ledger first, then the mart's history, then the alias.
 
     It is in force for as-of dates after the one it was trained as of (that one is already scored), and for that one
-    too when it is the first champion. Returns {version, effective_from}. Raises Refused: the gate said no.
+    too when it is the first champion. A promotion that a rollback or a later promotion has overruled stays so: it is
+    returned as recorded, and moves nothing. Returns {version, effective_from}. Raises Refused: the gate said no.
     """
     if not decided["accepted"]:
         raise Refused(f"{spec.name} version {registered['version']}: {'; '.join(decided['reasons'])}")
     version = registered["version"]
     evidence = decided["evidence"]
+    overruled = _overruled(platform, spec, key)
+    if overruled is not None:
+        return {name: overruled[name] for name in ("version", "effective_from")}
     former = platform.mart.champion_at(spec.name, as_of)
     mine = next((c for c in platform.mart.champion_history(spec.name) if c["version"] == version), None)
     if mine is not None:
@@ -318,3 +322,19 @@ def promote(
     if latest["version"] == version:  # a training of the past makes no champion of today
         platform.registry.set_alias(spec.name, version, "champion")
     return {"version": version, "effective_from": effective_from.isoformat()}
+
+
+def _overruled(platform: Platform, spec: ModelSpec, key: str) -> dict[str, Any] | None:
+    """The promotion that a run has recorded, if its version was withdrawn since, or another has its date now."""
+    promotions = platform.mart.decisions(subject=spec.name, kind="promotion")
+    mine = next((row for row in promotions if row["run_id"] == key), None)
+    if mine is None:
+        return None
+    found: dict[str, Any] = mine["evidence"]
+    later = [row["evidence"] for row in promotions if row["id"] > mine["id"]]
+    replaced = any(other["effective_from"] == found["effective_from"] for other in later)
+    withdrawn = any(
+        row["outcome"] == "rolled_back" and row["evidence"]["withdrawn"] == found["version"]
+        for row in platform.mart.decisions(subject=spec.name, kind="rollback")
+    )
+    return found if replaced or withdrawn else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -133,7 +134,7 @@ def run(
             decision = gate(facts, spec.gate)
             accepted += decision.accepted
             for reason in decision.reasons if not decision.accepted else ():
-                head = reason.split(":")[0].split(" [")[0].rstrip("0123456789.- ")
+                head = re.split(r" \+?-?\d|:", reason)[0]
                 reasons[head] = reasons.get(head, 0) + 1
             gain = facts.fresh.over_champion
             gains.append(gain.value if gain else math.nan)

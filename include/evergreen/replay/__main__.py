@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
             command.add_argument("--as-of", type=dt.date.fromisoformat, default=None, help="date of the comparison")
             command.add_argument("--resamples", type=int, default=200)
         if name == "time-machine":
-            command.add_argument("--only", default=None, help="one scenario, by name")
+            command.add_argument("--docs", type=Path, default=PROJECT / "docs", help="where the page is written")
     arguments = parser.parse_args(argv)
     if arguments.command == "calibrate":
         from include.evergreen.replay import calibration
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
         from include.evergreen.replay import selftest
 
         return selftest.main(arguments)
-    from include.evergreen.replay import machine
+    from include.evergreen.replay import cli
 
-    return machine.main(arguments)
+    return cli.main(arguments)
 
 
 if __name__ == "__main__":
