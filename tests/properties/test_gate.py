@@ -26,7 +26,7 @@ estimates = ordered(small) | st.builds(Estimate, number, number, number)
 
 
 def holdouts(champion: bool, few: bool) -> st.SearchStrategy[Holdout]:
-    known = st.fixed_dictionaries({}, optional={name: estimates for name in METRICS})
+    known = st.fixed_dictionaries({}, optional=dict.fromkeys(METRICS, estimates))
     return st.builds(
         Holdout,
         rows=st.integers(0 if few else 500, 10_000),

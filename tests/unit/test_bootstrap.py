@@ -79,7 +79,9 @@ def test_a_draw_is_the_metric_of_the_drawn_days_rows(name: str) -> None:
     drawn = np.random.default_rng([5, size]).multinomial(size, np.full(size, 1 / size), size=200)
     assert found.draws.shape == (200,)
     for number in range(25):
-        parts = [np.flatnonzero(day == one) for one, count in zip(days, drawn[number], strict=True) for _ in range(count)]
+        parts = [
+            np.flatnonzero(day == one) for one, count in zip(days, drawn[number], strict=True) for _ in range(count)
+        ]
         # a day drawn twice is two days, each with its own pairs
         copy = np.concatenate([np.full(len(part), at) for at, part in enumerate(parts)])
         rows = np.concatenate(parts)

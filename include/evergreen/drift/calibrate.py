@@ -272,10 +272,10 @@ def _episodes(alarm: np.ndarray) -> float:
     """Runs of consecutive alarming days per month of 30 days, from shape (months, windows)."""
     before = np.concatenate([np.zeros((len(alarm), 1), dtype=bool), alarm[:, :-1]], axis=1)
     started = float(np.count_nonzero(alarm & ~before))
-    return started / alarm.size * MONTH
+    return float(started * MONTH / alarm.size)
 
 
 def _round_up(value: float) -> float:
     """Three significant digits, never below the value."""
     digits = 2 - math.floor(math.log10(value))
-    return math.ceil(value * 10**digits - 1e-9) / 10**digits
+    return float(math.ceil(value * 10.0**digits - 1e-9) / 10.0**digits)

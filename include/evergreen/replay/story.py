@@ -166,10 +166,10 @@ def text(found: Found) -> str:
     lines = [
         "# The time machine",
         "",
-        f"Written by `make time-machine`. The life of `{spec.name}` from {first} to {last}, day by day, in one process, "
-        "with the functions that the DAGs call; seeded, so that it comes out the same again. Thresholds were calibrated "
-        f"and the first champion trained on what came before {first}. Every training goes through the gate, whatever "
-        "the policy.",
+        f"Written by `make time-machine`. The life of `{spec.name}` from {first} to {last}, day by day, in one "
+        "process, with the functions that the DAGs call; seeded, so that it comes out the same again. Thresholds were "
+        f"calibrated and the first champion trained on what came before {first}. Every training goes through the gate, "
+        "whatever the policy.",
         "",
         "## What was promised",
         *_table(
