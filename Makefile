@@ -11,11 +11,12 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 export PYTHONPATH := $(CURDIR)
 STACK := $(BIN)/python -m include.evergreen.local
+REPLAY := $(BIN)/python -m include.evergreen.replay
 
-.PHONY: help install install-dev check format test demo up down status sql ledger clean lock
+.PHONY: help install install-dev check format test demo up down status sql ledger calibrate gate-selftest time-machine clean lock
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv from requirements.txt
 
@@ -50,6 +51,15 @@ sql: $(STAMP) ## One query on the analysts' views, read only: make sql Q="select
 
 ledger: $(STAMP) ## Decisions and their reasons, newest last: make ledger MODEL=flight_delay KIND=gate LIMIT=50
 	@$(STACK) ledger $(if $(MODEL),--model "$(MODEL)") $(if $(KIND),--kind "$(KIND)") $(if $(LIMIT),--limit "$(LIMIT)")
+
+calibrate: $(STAMP) ## Drift thresholds for a budget of false alarms: make calibrate MODEL=flight_delay [BUDGET=1] [AS_OF=2013-06-01]
+	@$(REPLAY) calibrate --model "$(or $(MODEL),flight_delay)" $(if $(BUDGET),--budget "$(BUDGET)") $(if $(AS_OF),--as-of "$(AS_OF)")
+
+gate-selftest: $(STAMP) ## The gate against a twin, worse and better models: make gate-selftest MODEL=flight_delay [AS_OF=2013-06-01]
+	@$(REPLAY) gate-selftest --model "$(or $(MODEL),flight_delay)" $(if $(AS_OF),--as-of "$(AS_OF)")
+
+time-machine: $(STAMP) ## Replay history under four retrain policies and with faults; writes docs/time-machine.md
+	@$(REPLAY) time-machine --model "$(or $(MODEL),flight_delay)"
 
 clean: $(STAMP) ## End the stack and delete all its data (var/); keeps .venv
 	@$(STACK) clean

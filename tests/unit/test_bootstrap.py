@@ -79,9 +79,7 @@ def test_a_draw_is_the_metric_of_the_drawn_days_rows(name: str) -> None:
     drawn = np.random.default_rng([5, size]).multinomial(size, np.full(size, 1 / size), size=200)
     assert found.draws.shape == (200,)
     for number in range(25):
-        parts = [
-            np.flatnonzero(day == one) for one, count in zip(days, drawn[number], strict=True) for _ in range(count)
-        ]
+        parts = [np.flatnonzero(day == one) for one in np.repeat(days, drawn[number])]
         # a day drawn twice is two days, each with its own pairs
         copy = np.concatenate([np.full(len(part), at) for at, part in enumerate(parts)])
         rows = np.concatenate(parts)
@@ -223,14 +221,15 @@ def simulated(random: np.random.Generator, days: int, rows: int) -> tuple[Any, .
 
 
 def squashed(score: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-score))
+    found: np.ndarray = 1 / (1 + np.exp(-score))
+    return found
 
 
 @pytest.fixture(scope="module")
 def gains() -> dict[str, tuple[float, list[Estimate]]]:
     """Metric -> the true gain of the better score, and its estimates in 400 worlds of 20 days."""
     random = np.random.default_rng(20130101)
-    day, label, good, weak = simulated(random, 20_000, 25)
+    _, label, good, weak = simulated(random, 20_000, 25)
     worlds = [simulated(random, 20, 25) for _ in range(400)]
     found = {}
     for name, of in (("auc", sk.roc_auc_score), ("brier", sk.brier_score_loss)):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -18,11 +19,17 @@ PROJECT = specs.PROJECT
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
 RUNBOOK_HEADINGS = ["What you see", "What it means", "What to do", "When to wake somebody"]
 ADR_HEADINGS = ["Context", "Decision", "Consequences", "Alternatives"]
-VERDICT_RUNBOOKS = {"drift-verdict.md", "performance-drop.md", "broken-data.md", "stack-part-fell.md"}
+VERDICT_RUNBOOKS = {
+    "drift-verdict.md",
+    "performance-drop.md",
+    "broken-data.md",
+    "stack-part-fell.md",
+    "retrain-halted.md",
+}
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MAKE = re.compile(r"(?:`|^)make(?: -s)? ([a-z-]+)", re.MULTILINE)
-DAG_ID = re.compile(r"\b((?:ingest|score|monitor|train|request)__[a-z][a-z0-9_]*)")
+DAG_ID = re.compile(r"\b((?:ingest|score|monitor|train|request|approve)__[a-z][a-z0-9_]*)")
 QUERY = re.compile(r"^```sql\n(select.*?|--.*?)^```|`(select [^`]+)`", re.MULTILINE | re.DOTALL)
 FENCED_YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HYPOTHETICAL = {"shop", "parcel_missed"}
@@ -62,6 +69,7 @@ def dag_ids() -> set[str]:
         *(f"ingest__{name}" for name in specs.sources()),
         *(f"{verb}__{name}" for name in models for verb in ("score", "monitor", "train")),
         *(f"request__{name}" for name, model in models.items() if model.training.schedule),
+        *(f"approve__{name}" for name, model in models.items() if model.approval == "human"),
     }
 
 
@@ -103,7 +111,7 @@ def test_runbooks_have_the_fixed_headings(runbook: Path) -> None:
 def test_adrs_are_numbered_dated_and_short(adr: Path) -> None:
     lines = text(adr).splitlines()
     assert lines[0].startswith(f"# {int(adr.name[:4])}. ")
-    assert re.match(r"Date: \d{4}-\d{2}-\d{2}\. Status: accepted\.", lines[2])
+    assert re.match(r"Date: \d{4}-\d{2}-\d{2}\. Status: (accepted(; replaces \d+)?|replaced by \d+)\.", lines[2])
     assert headings(adr) == ADR_HEADINGS
     assert len(lines) <= 60, "one page"
 
@@ -113,11 +121,33 @@ def test_adr_numbers_have_no_gap() -> None:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+def test_a_replaced_adr_and_its_heir_name_each_other() -> None:
+    said: dict[str, set[tuple[int, int]]] = {"replaces": set(), "replaced by": set()}
+    for path in (PROJECT / "docs/adr").glob("*.md"):
+        for word, number in re.findall(r"^Date: .* (replaces|replaced by) (\d+)\.", text(path), re.MULTILINE):
+            said[word].add((int(path.name[:4]), int(number)))
+    assert said["replaces"]
+    assert said["replaces"] == {(heir, old) for old, heir in said["replaced by"]}
+
+
+def test_architecture_lists_every_adr() -> None:
+    listed = re.findall(r"^\| \[(\d+)\]\(adr/([^)]+)\)", text(PROJECT / "docs/architecture.md"), re.MULTILINE)
+    assert listed == [(str(int(p.name[:4])), p.name) for p in sorted((PROJECT / "docs/adr").glob("*.md"))]
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", text(PROJECT / "Makefile"), re.MULTILINE))
     named = {(path.name, target) for path in DOCUMENTS for target in MAKE.findall(text(path))}
     assert ("README.md", "demo") in named
     assert {(name, target) for name, target in named if target not in targets} == set()
+
+
+def test_every_make_target_is_in_help_and_in_the_readme() -> None:
+    makefile = text(PROJECT / "Makefile")
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    helped = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert helped == set(phony.split()) - {"install-dev"}
+    assert helped - {"install"} - set(MAKE.findall(text(PROJECT / "README.md"))) == set()
 
 
 def test_dag_ids_exist() -> None:
@@ -133,15 +163,23 @@ def test_dag_ids_exist() -> None:
 
 
 def test_the_guide_lists_every_dag() -> None:
-    guide = text(PROJECT / "docs/operator.md")
+    guide = text(PROJECT / "docs/operator.md").split("\n## The DAGs\n")[1].split("\n## ")[0]
     assert [name for name in sorted(dag_ids()) if f"`{name}`" not in guide] == []
+    factories = {
+        verb for path in (PROJECT / "dags").glob("*.py") for verb in re.findall(r'dag_id=f"(\w+)__', text(path))
+    }
+    assert factories
+    assert [verb for verb in factories if f"| `{verb}__" not in guide] == []
     singles = [path.stem for path in (PROJECT / "dags").glob("*.py") if f'dag_id="{path.stem}"' in text(path)]
     assert singles
     assert [name for name in singles if f"`{name}`" not in guide] == []
 
 
-def guide_example() -> tuple[specs.SourceSpec, specs.ModelSpec]:
-    source, model = yaml_blocks("ml-engineer.md")
+def guide_example(*changes: dict[str, Any]) -> tuple[specs.SourceSpec, specs.ModelSpec]:
+    """The guide's source and model, the model with sections of it changed."""
+    source, model = yaml_blocks("ml-engineer.md")[:2]
+    for change in changes:
+        model = {**model, **change}
     sql = text(PROJECT / "docs/ml-engineer.md").split("```sql\n")[1].split("```")[0]
     return specs.SourceSpec.model_validate(source), specs.ModelSpec.model_validate({**model, "sql": sql})
 
@@ -151,6 +189,28 @@ def test_the_guides_model_fits_its_source() -> None:
     assert model.source == source.name
     assert {model.entity.table, model.label.table} <= set(source.tables)
     assert set(model.entity.key) <= set(source.tables[model.entity.table].columns)
+
+
+def test_the_guides_changes_fit_its_model() -> None:
+    changes = yaml_blocks("ml-engineer.md")[2:]
+    _, model = guide_example(*changes)
+    assert model.approval == "human"
+    assert model.gate.metric == "value"
+
+
+def test_the_guides_sums_of_costs_are_right() -> None:
+    from include.evergreen.training.metrics import costs_of, saved
+
+    _, model = guide_example(*yaml_blocks("ml-engineer.md")[2:])
+    assert model.costs
+    section = text(PROJECT / "docs/ml-engineer.md").split("\n## Costs\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| [\d.]+ \| (\d+) \| (\d+) \| (\d+) \| (-?\d+) \|$", section, re.MULTILINE)
+    assert len(rows) == 3
+    for hits, misses, false_alarms, value in (map(int, row) for row in rows):
+        label = np.repeat([1, 1, 0, 0], [hits, misses, false_alarms, 900 - false_alarms])
+        decision = np.repeat([True, False, True, False], [hits, misses, false_alarms, 900 - false_alarms])
+        assert len(label) == 1000
+        assert saved(label, decision, costs_of(model.costs)).sum() == value
 
 
 def test_the_guides_features_run_and_see_no_future() -> None:
@@ -184,7 +244,20 @@ def test_the_guides_features_run_and_see_no_future() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [specs.TableSpec, specs.ModelSpec, specs.Gate, specs.Retrain], ids=lambda spec: spec.__name__
+    "spec",
+    [
+        specs.TableSpec,
+        specs.ModelSpec,
+        specs.Label,
+        specs.Training,
+        specs.Gate,
+        specs.FrozenHoldout,
+        specs.Costs,
+        specs.Scoring,
+        specs.Monitoring,
+        specs.Retrain,
+    ],
+    ids=lambda spec: spec.__name__,
 )
 def test_the_guide_names_every_field(spec: type[specs.Spec]) -> None:
     guide = text(PROJECT / "docs/ml-engineer.md")

@@ -237,11 +237,8 @@ def test_a_slice_that_loses_is_refused_by_name(table: pa.Table) -> None:
 
 
 def test_a_missing_category_is_no_slice(table: pa.Table, bundle: ModelBundle) -> None:
-    blank = table.set_column(
-        table.column_names.index("region"),
-        "region",
-        pc.if_else(pc.equal(table["region"], "west"), None, table["region"]),
-    )
+    region = pc.if_else(pc.equal(table["region"], "west"), None, table["region"])
+    blank = table.set_column(table.column_names.index("region"), "region", region)
     assert {s.value for s in evaluate(sliced(1), blank, bundle, None, None, 10).slices} == {"north", "south"}
 
 

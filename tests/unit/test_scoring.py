@@ -117,7 +117,7 @@ def test_the_threshold_is_the_bundles_own(bundle: ModelBundle) -> None:
         found = scored(made, rows)
         assert found["decision"].to_pylist() == (probability >= threshold).tolist()
         check(500, found, SPEC, threshold)
-        with pytest.raises(OutputInvalid, match="decision: expected probability >= 0.3"):
+        with pytest.raises(OutputInvalid, match=r"decision: expected probability >= 0\.3"):
             check(500, found, SPEC, 0.3)
     plain = scored(replace(bundle, facts={}), rows)
     assert plain["decision"].to_pylist() == (probability >= 0.5).tolist(), "a version of before had 0.5"
@@ -318,7 +318,7 @@ def test_a_partition_is_decided_by_its_versions_threshold(world: Any) -> None:
     found = world.lake.read("predictions.late_order")
     assert found["decision"].to_pylist() == [value >= THRESHOLD for value in found["probability"].to_pylist()]
     assert 0 < sum(found["decision"].to_pylist()) < 60
-    with pytest.raises(OutputInvalid, match="expected probability >= 0.9"):
+    with pytest.raises(OutputInvalid, match=r"expected probability >= 0\.9"):
         steps.publish(world, SPEC, examples.source(), DAY, {**staged, "threshold": 0.9}, "r")
 
 

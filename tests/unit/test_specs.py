@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,31 @@ def test_a_valid_project_loads(project: Project) -> None:
     assert specs.sources(project.root)["shop"].tables["outcomes"].name == "outcomes"
 
 
+def test_a_gate_asks_by_default_and_no_person_does(project: Project) -> None:
+    model = specs.models(project.root)["late_order"]
+    assert (model.gate.metric, model.gate.confidence, model.costs) == ("auc", 0.95, None)
+    assert model.gate.frozen == specs.FrozenHoldout(every_days=13, renew_days=90, min_days=5)
+    assert (model.approval, model.approvers) == ("auto", ())
+
+
+def test_costs_slices_and_a_person_can_be_asked_for(project: Project) -> None:
+    project.change(project.model, put("costs", {"miss": 5, "false_alarm": 2, "unit": "EUR"}))
+    project.change(project.model, put("gate", {"metric": "value", "slices": ["region"], "frozen": {"every_days": 7}}))
+    project.change(project.model, put("approval", "human"))
+    project.change(project.model, put("approvers", ["ada"]))
+    model = specs.models(project.root)["late_order"]
+    assert model.costs == specs.Costs(hit=0, miss=5, false_alarm=2, unit="EUR")
+    assert (model.gate.metric, model.gate.slices, model.gate.frozen.every_days) == ("value", ("region",), 7)
+    assert (model.approval, model.approvers, model.approval_hours) == ("human", ("ada",), 72)
+
+
+def test_every_nth_date_is_frozen_whatever_the_first() -> None:
+    rule = specs.FrozenHoldout(every_days=4)
+    held = [day for day in examples.dates(100) if rule.holds(day)]
+    assert len(held) == 25
+    assert {(later - day).days for day, later in pairwise(held)} == {4}
+
+
 SOURCE_MISTAKES = {
     "an unknown field": (put("colour", "red"), ["colour", "Extra inputs", "'red'"]),
     "an unknown field of a table": (put("tables.orders.pth", "x"), ["tables.orders.pth", "'x'"]),
@@ -168,6 +194,29 @@ MODEL_MISTAKES = {
         put("features.region.drift", {"method": "wasserstein"}),
         ["features.region", "drift.method", "wasserstein", "jensenshannon"],
     ),
+    "a slice by a number": (put("gate.slices", ["region", "amount"]), ["gate.slices", "category", "['amount']"]),
+    "a slice by nothing known": (put("gate.slices", ["colour"]), ["gate.slices", "category", "['colour']"]),
+    "a value without costs": (put("gate.metric", "value"), ["gate.metric", "costs", "none"]),
+    "no such metric": (put("gate.metric", "accuracy"), ["gate.metric", "auc_by_day", "'accuracy'"]),
+    "costs that never act": (
+        put("costs", {"hit": 5, "miss": 5, "false_alarm": 1}),
+        ["costs", "hit", "less than miss = 5", "found"],
+    ),
+    "costs without a false alarm": (put("costs", {"miss": 5}), ["costs.false_alarm", "required"]),
+    "a miss that costs nothing": (put("costs", {"miss": 0, "false_alarm": 1}), ["costs.miss", "greater than 0"]),
+    "a false alarm that pays": (put("costs", {"miss": 5, "false_alarm": -1}), ["costs.false_alarm", "-1"]),
+    "every day frozen": (put("gate.frozen", {"every_days": 1}), ["gate.frozen.every_days", "equal to 2", "1"]),
+    "a frozen holdout of a day": (put("gate.frozen", {"min_days": 1}), ["gate.frozen.min_days", "equal to 2", "1"]),
+    "a frozen holdout of no life": (put("gate.frozen", {"renew_days": 0}), ["gate.frozen.renew_days", "0"]),
+    "a fresh holdout of a day": (put("gate.min_holdout_days", 1), ["gate.min_holdout_days", "equal to 2", "1"]),
+    "a toss of a coin": (put("gate.confidence", 0.5), ["gate.confidence", "greater than 0.5", "0.5"]),
+    "certainty": (put("gate.confidence", 1), ["gate.confidence", "less than 1", "1"]),
+    "too few draws": (put("gate.resamples", 100), ["gate.resamples", "200", "100"]),
+    "a slice that must gain": (put("gate.max_slice_drop", -0.1), ["gate.max_slice_drop", "-0.1"]),
+    "frozen days that must gain": (put("gate.max_frozen_drop", -0.1), ["gate.max_frozen_drop", "-0.1"]),
+    "a calibration error above one": (put("gate.max_calibration_error", 2), ["gate.max_calibration_error", "2"]),
+    "no such approval": (put("approval", "maybe"), ["approval", "'auto' or 'human'", "'maybe'"]),
+    "no time to answer": (put("approval_hours", 0), ["approval_hours", "greater than 0", "0"]),
     "no features": (put("features", {}), ["features", "{}"]),
     "another folder's name": (put("name", "early_order"), ["name", "'late_order'", "'early_order'"]),
     "an unknown source": (put("source", "store"), ["source", "shop", "'store'"]),

@@ -16,7 +16,7 @@ from include.evergreen.local.status import loop
 from include.evergreen.mart import schema
 
 NOW = dt.datetime(2013, 7, 2, tzinfo=dt.UTC)
-FIRST, SECOND = dt.date(2013, 7, 1), dt.date(2013, 7, 2)
+FIRST, SECOND, THIRD, FOURTH = (dt.date(2013, 7, day) for day in (1, 2, 3, 4))
 
 
 @pytest.fixture
@@ -78,10 +78,12 @@ def test_the_loop_as_the_mart_tells_it(layout: Layout) -> None:
             ],
             schema.champions: [champion(2, SECOND), champion(1, FIRST)],
             schema.scorings: [scoring(FIRST, 1, False), scoring(FIRST, 2, True), scoring(SECOND, 2, True)],
-            schema.monitorings: [verdict(FIRST, "ok"), verdict(SECOND, "drift")],
+            schema.monitorings: [verdict(FIRST, "ok"), verdict(SECOND, "label_drift")],
             schema.ledger: [
                 retrain(FIRST, "refused"),
                 retrain(SECOND, "allowed"),
+                retrain(THIRD, "halted"),
+                retrain(FOURTH, "halted"),
                 {**retrain(SECOND, "x"), "kind": "gate"},
             ],
         },
@@ -96,13 +98,13 @@ def test_the_loop_as_the_mart_tells_it(layout: Layout) -> None:
     assert found["champion"]["metrics"] == {"auc": 0.72}
     assert found["partitions_scored"] == 2
     assert found["scored"] == {"first": "2013-07-01", "last": "2013-07-02", "rows": 200}
-    assert found["verdicts"] == {"2013-07-01": "ok", "2013-07-02": "drift"}
-    assert found["retrains"] == {"asked": 2, "allowed": 1, "refused": 1}
+    assert found["verdicts"] == {"2013-07-01": "ok", "2013-07-02": "label_drift"}
+    assert found["retrains"] == {"asked": 4, "allowed": 1, "refused": 1, "halted": 2}
 
 
 def test_verdicts_of_several_models_do_not_hide_each_other(layout: Layout) -> None:
-    fill(layout, {schema.monitorings: [verdict(FIRST, "ok"), verdict(FIRST, "drift", "other")]})
-    assert loop(layout)["verdicts"] == {"flight_delay|2013-07-01": "ok", "other|2013-07-01": "drift"}
+    fill(layout, {schema.monitorings: [verdict(FIRST, "ok"), verdict(FIRST, "label_drift", "other")]})
+    assert loop(layout)["verdicts"] == {"flight_delay|2013-07-01": "ok", "other|2013-07-01": "label_drift"}
 
 
 def test_an_empty_mart_and_none_at_all_have_one_shape(layout: Layout) -> None:
@@ -110,7 +112,7 @@ def test_an_empty_mart_and_none_at_all_have_one_shape(layout: Layout) -> None:
     fill(layout, {})
     assert loop(layout) == before
     assert before["champion"] is None
-    assert before["retrains"] == {"asked": 0, "allowed": 0, "refused": 0}
+    assert before["retrains"] == {"asked": 0, "allowed": 0, "refused": 0, "halted": 0}
 
 
 def test_reading_changes_nothing(layout: Layout) -> None:

@@ -31,6 +31,8 @@ MONTH = 30
 SCALE = 0.95
 """Quantile of a column's placebo distances that is its scale."""
 MULTIPLIERS = np.round(np.arange(0.5, 6.001, 0.02), 2)
+MOST_DAYS = 0.5
+"""With a larger share of days in alarm, runs grow together: few runs are no longer few alarms."""
 LABEL = "label"
 
 
@@ -87,7 +89,8 @@ def placebo(
         months: placebo months in all, spread over the folds.
         report: called with (months done, months in all).
 
-    Raises NotEnoughData: fewer than three weeks in a fold, or too few rows to fit.
+    Raises NotEnoughData: fewer than three windows or no whole window in a fold, fewer months than folds, or too few
+    rows to fit.
     """
     import pyarrow.compute as pc
 
@@ -104,6 +107,8 @@ def placebo(
         raise NotEnoughData(
             f"{spec.name}: expected at least {3 * spec.monitoring.window_days * FOLDS} labelled days, found {len(days)}"
         )
+    if months < FOLDS:
+        raise NotEnoughData(f"{spec.name}: expected at least {FOLDS} placebo months, found {months}")
     drifts, kinds = drift_report.drifts(spec), drift_report.kinds(spec)
     columns = (*drifts, LABEL)
     rng = np.random.default_rng(seed)
@@ -161,9 +166,14 @@ def _by_day(
 
 
 def _month(days: list[dt.date], block: int, rng: np.random.Generator) -> list[dt.date]:
-    """A month of whole blocks of consecutive days, drawn with replacement; every block starts on the same weekday."""
+    """A month of whole blocks of consecutive days, drawn with replacement; every block starts on the same weekday.
+
+    Raises NotEnoughData.
+    """
     size = len(days)
     starts = [i for i in range(size - block + 1) if (days[i + block - 1] - days[i]).days == block - 1]
+    if not starts:
+        raise NotEnoughData(f"expected {block} consecutive labelled days from {days[0]} to {days[-1]}, found none")
     same = [i for i in starts if block % 7 or days[i].weekday() == days[starts[0]].weekday()]
     count = math.ceil((MONTH + block - 1) / block)
     return [days[i + j] for i in rng.choice(same, count) for j in range(block)][: MONTH + block - 1]
@@ -199,13 +209,19 @@ def _measure(
 def calibrate(measured: Placebo, spec: ModelSpec, budget: float) -> Calibration:
     """The smallest thresholds whose expected false alarms are at most `budget` a month.
 
-    Raises NotEnoughData: no multiplier reaches the budget.
+    Raises NotEnoughData: no multiplier reaches the budget, or a column has distances in fewer than two folds.
     """
+    folds = [np.isfinite(measured.distances[measured.fold == fold]).any(axis=(0, 1)) for fold in set(measured.fold)]
+    unknown = [name for name, known in zip(measured.columns, np.sum(folds, axis=0), strict=True) if known < 2]
+    if unknown:
+        raise NotEnoughData(
+            f"{spec.name}: expected distances of {unknown} in two folds or more, found fewer; give them drift: null"
+        )
     ratio, misfits = _ratio(measured), _misfits(measured)
     found = None
     for multiplier in reversed(MULTIPLIERS):  # downwards: far below the scales everything is one long alarm
         rate, days, kinds = _at(ratio, misfits, measured.columns, spec, float(multiplier))
-        if rate > budget:
+        if rate > budget or days > MOST_DAYS:
             break
         found = (float(multiplier), rate, days, kinds)
     if found is None:
@@ -214,8 +230,10 @@ def calibrate(measured: Placebo, spec: ModelSpec, budget: float) -> Calibration:
             f"{misfits:.2f} come from numbers that do not fit; raise the budget or monitoring.max_misfit"
         )
     final = _scale(measured.distances) * found[0]
+    thresholds = {name: _round_up(float(v)) for name, v in zip(measured.columns, final, strict=True)}
+    thresholds[LABEL] = min(thresholds[LABEL], 1.0)  # a difference of shares
     return Calibration(
-        thresholds={name: _round_up(float(v)) for name, v in zip(measured.columns, final, strict=True)},
+        thresholds=thresholds,
         multiplier=found[0],
         false_alarms=found[1],
         alarm_days=found[2],

@@ -121,20 +121,19 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
     mean = {name: float(known[name].mean()) for name in columns}
     support, unseen, bounded, weights = {}, {}, set(), {}
     z = _standardised(values, day, len(days), columns, mean, std)
-    if len(days) >= MIN_DAYS:
-        folds = np.array_split(np.arange(len(days)), FOLDS)
-        for index, name in enumerate(columns):
-            if np.isfinite(z[:, index]).sum() < MIN_DAYS:
-                continue
-            for strict in (True, False):
-                found = _lattice(values[name], day, len(days), folds, strict)
-                if found is not None:
-                    support[name], unseen[name] = found
-                    bounded |= {name} if strict else set()
-                    break
-            learned = _relation(z, _weekdays(days), index, folds, HEADROOM * spec.monitoring.max_misfit)
-            if learned is not None:
-                weights[name] = learned
+    folds = np.array_split(np.arange(len(days)), FOLDS)
+    for index, name in enumerate(columns):
+        if np.isfinite(z[:, index]).sum() < MIN_DAYS:
+            continue
+        for strict in (True, False):
+            found = _lattice(values[name], day, len(days), folds, strict)
+            if found is not None:
+                support[name], unseen[name] = found
+                bounded |= {name} if strict else set()
+                break
+        learned = _relation(z, _weekdays(days), index, folds, HEADROOM * spec.monitoring.max_misfit)
+        if learned is not None:
+            weights[name] = learned
     daily = {name: _daily(values[name], day, len(days)) for name in columns}
     return Profile(columns, mean, std, support, unseen, frozenset(bounded), weights, daily)
 

@@ -55,7 +55,7 @@ def loop(layout: Layout) -> dict[str, Any]:
         "partitions_scored": 0,
         "scored": {"first": None, "last": None, "rows": 0},
         "verdicts": {},
-        "retrains": {"asked": 0, "allowed": 0, "refused": 0},
+        "retrains": {"asked": 0, "allowed": 0, "refused": 0, "halted": 0},
         "retrain_decisions": [],
     }
     if not layout.mart_db.is_file():
@@ -120,6 +120,7 @@ def _loop(connection: sqlite3.Connection) -> dict[str, Any]:
             "asked": len(outcomes),
             "allowed": outcomes.count("allowed"),
             "refused": outcomes.count("refused"),
+            "halted": outcomes.count("halted"),
         },
         "retrain_decisions": retrains,
     }
