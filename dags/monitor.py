@@ -1,7 +1,7 @@
 """
 ## Purpose
 Says whether a model is well on one as-of date: data health, drift against its training reference, performance of what
-has matured. Asks for a retrain when the policy allows one.
+has matured. Asks for a retrain when the retrain governor allows one.
 
 ## Inputs and outputs
 In: the asset `predictions__<model>`, same as-of date. Out: an Evidently report (HTML and JSON) on S3, one row in

@@ -1,4 +1,4 @@
-"""The result type of every pure decision: gate, triage, retrain policy."""
+"""The result type of every pure decision: gate, triage, retrain governor."""
 
 from __future__ import annotations
 

@@ -491,17 +491,18 @@ def _calibrated(path: Path, data: dict[str, Any]) -> dict[str, Any]:
         monitoring["prediction"] = {**(monitoring.get("prediction") or {}), "threshold": thresholds.pop(PREDICTION)}
     for name, threshold in thresholds.items():
         feature = features.get(name)
-        if not isinstance(feature, dict) or not isinstance(feature.get("drift"), dict):
+        drift = feature.get("drift", {}) if isinstance(feature, dict) else None
+        if not isinstance(feature, dict) or not isinstance(drift, dict):
             raise SpecError(f"{file}: thresholds.{name}: expected a feature with drift; run make calibrate again")
-        if "threshold" in feature["drift"]:
+        if "threshold" in drift:
             raise SpecError(f"{path}: features.{name}.drift.threshold: expected none, {file.name} has it")
-        features[name] = {**feature, "drift": {**feature["drift"], "threshold": threshold}}
+        features[name] = {**feature, "drift": {**drift, "threshold": threshold}}
     return {**data, "features": features, "monitoring": monitoring, "calibration": written["calibration"]}
 
 
-def load_model(path: Path) -> ModelSpec:
+def load_model(path: Path, calibrated: bool = True) -> ModelSpec:
     """Read one `model.yaml` with the `features.sql` beside it, and the calibrated thresholds. Raises SpecError."""
-    data = _calibrated(path, _read(path))
+    data = _calibrated(path, _read(path)) if calibrated else _read(path)
     sql = path.with_name("features.sql")
     if not sql.is_file():
         raise SpecError(f"{sql}: expected the model's feature query, found no file")
@@ -526,10 +527,12 @@ def sources(root: Path = PROJECT) -> dict[str, SourceSpec]:
     return found
 
 
-def models(root: Path = PROJECT) -> dict[str, ModelSpec]:
-    """Every model of the project, by name, each on a known source and its tables. Raises SpecError."""
+def models(root: Path = PROJECT, calibrated: bool = True) -> dict[str, ModelSpec]:
+    """Every model of the project, by name, each on a known source and its tables; without the calibrated thresholds to
+    find new ones. Raises SpecError."""
     known = sources(root)
-    found = {spec.name: spec for spec in map(load_model, sorted(root.glob("include/models/*/model.yaml")))}
+    paths = sorted(root.glob("include/models/*/model.yaml"))
+    found = {spec.name: spec for spec in (load_model(path, calibrated) for path in paths)}
     for spec in found.values():
         path = root / "include/models" / spec.name / "model.yaml"
         if spec.source not in known:

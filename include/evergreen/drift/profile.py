@@ -168,7 +168,12 @@ def misfits(profile: Profile, rows: pa.Table, as_of: dt.date, limit: float) -> d
 
     found: dict[str, Misfit] = {}
     for name, known in profile.support.items():
-        share = _daily_unseen(values[name][recent], ordinals[recent], known, name in profile.bounded)
+        strict = name in profile.bounded
+        # the date itself too: the day after a repair is no fault
+        share = min(
+            _daily_unseen(values[name][recent], ordinals[recent], known, strict),
+            _daily_unseen(values_today[name], ordinals[today], known, strict),
+        )
         if share >= profile.unseen[name] and np.isfinite(values_today[name]).any():
             found[name] = misfit(name, "support", share, profile.unseen[name])
     for name, weight in profile.weights.items():

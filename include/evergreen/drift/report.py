@@ -62,18 +62,9 @@ def build(reference: pa.Table, current: pa.Table, spec: ModelSpec, context: Mapp
     `context` are small facts shown on top of the page (model, as-of date, version). A column that one of the sketches
     lacks or holds only nulls of is in `columns` with no score and a note. Raises SpecError (method and kind disagree).
     """
-    declared, wanted = kinds(spec), drifts(spec)
-    notes = {name: note for name in declared if (note := _unmeasurable(name, reference, current))}
-    shown = {name: kind for name, kind in declared.items() if name not in notes}
-    reference, current = _clean(reference, shown), _clean(current, shown)
-    measured = distance.measure(reference, current, shown, {n: d for n, d in wanted.items() if n in shown})
-    found = {}
-    for name, drift in wanted.items():
-        score = measured.scores.get(name)
-        breached = score is not None and score >= drift.threshold
-        note = notes.get(name, "" if score is not None else "Evidently gave no finite distance")
-        found[name] = ColumnDrift(drift.method, score, drift.threshold, breached, note)
-    columns = dict(sorted(found.items(), key=lambda item: (-item[1].severity, item[0])))
+    reference, current, shown, notes = _measurable(reference, current, spec)
+    measured = distance.measure(reference, current, shown, {n: d for n, d in drifts(spec).items() if n in shown})
+    columns = _columns(spec, measured.scores, notes)
     facts = dict(context or {})
     facts |= {"reference_rows": source_rows(reference), "current_rows": source_rows(current)}
     summary = {name: _summary(name, kind, reference, current) for name, kind in shown.items()}
@@ -85,6 +76,33 @@ def build(reference: pa.Table, current: pa.Table, spec: ModelSpec, context: Mapp
         "evidently": measured.result,
     }
     return Report(page.encode(), document, columns)
+
+
+def columns(reference: pa.Table, current: pa.Table, spec: ModelSpec) -> dict[str, ColumnDrift]:
+    """The columns of `build` without its page, five times as fast: for a replay. Raises SpecError."""
+    reference, current, shown, notes = _measurable(reference, current, spec)
+    wanted = {name: drift for name, drift in drifts(spec).items() if name in shown}
+    return _columns(spec, distance.distances(reference, current, shown, wanted), notes)
+
+
+def _measurable(
+    reference: pa.Table, current: pa.Table, spec: ModelSpec
+) -> tuple[pa.Table, pa.Table, dict[str, Literal["number", "category"]], dict[str, str]]:
+    """Both tables with the columns that can be measured, these columns, and why the others cannot."""
+    declared = kinds(spec)
+    notes = {name: note for name in declared if (note := _unmeasurable(name, reference, current))}
+    shown = {name: kind for name, kind in declared.items() if name not in notes}
+    return _clean(reference, shown), _clean(current, shown), shown, notes
+
+
+def _columns(spec: ModelSpec, scores: Mapping[str, float | None], notes: Mapping[str, str]) -> dict[str, ColumnDrift]:
+    found = {}
+    for name, drift in drifts(spec).items():
+        score = scores.get(name)
+        breached = score is not None and score >= drift.threshold
+        note = notes.get(name, "" if score is not None else "Evidently gave no finite distance")
+        found[name] = ColumnDrift(drift.method, score, drift.threshold, breached, note)
+    return dict(sorted(found.items(), key=lambda item: (-item[1].severity, item[0])))
 
 
 GOVERNED = "The retrain governor decides; see docs/runbooks/"

@@ -20,7 +20,7 @@ def predictions(model: str) -> Asset:
 
 
 def retrain_requested(model: str) -> Asset:
-    """The retrain policy allowed a training, or the schedule asked for one."""
+    """The retrain governor allowed a training, or the schedule asked for one."""
     return Asset(name=f"retrain_requested__{model}", uri=f"x-evergreen://retrain_requested/{model}")
 
 

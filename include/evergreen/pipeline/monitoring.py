@@ -22,7 +22,9 @@ RECENT_PARTITIONS = 28
 """Scored partitions before the as-of date that say how many rows are usual."""
 
 
-def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.date, run_id: str) -> dict[str, Any]:
+def measure(
+    platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.date, run_id: str, page: bool = True
+) -> dict[str, Any]:
     """Measure the last `window_days` dates up to `as_of` against the reference of the version that scored `as_of`, and
     keep the report as `reports/<model>/<as_of>.html` and `.json`.
 
@@ -30,6 +32,9 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
     one model is compared with itself. Performance is judged on what that version published and whose labels are due, so
     that a new champion does not answer for its predecessor; where labels take longer than a day, its window reaches
     back by as much.
+
+    Args:
+        page: without it the facts are the same and no report is drawn, which takes most of the time.
 
     Returns:
         `MonitoringFacts.to_dict()` and {report_uri, report_json_uri, run_id}: plain JSON values.
@@ -68,13 +73,7 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
     reference, size = from_bytes(bundle.reference), spec.monitoring.sketch_rows
     current = sketch(seen, kinds, size)
     today = seen.filter(pc.equal(seen["as_of"], pa.scalar(as_of, pa.date32()))) if window else seen
-    context = {
-        "model": spec.name,
-        "as_of": as_of.isoformat(),
-        "version": version,
-        "window": f"{first} to {as_of}, {len(window)} date(s) with entities",
-    }
-    built = report.build(reference, current, spec, context)
+    built = report.build(reference, current, spec, _context(spec, as_of, version, first, window)) if page else None
     facts = MonitoringFacts(
         as_of=as_of,
         version=version,
@@ -82,7 +81,7 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
         rows=seen.num_rows,
         scored_rows=rows_of.get(as_of, 0),
         recent_rows=tuple(rows_of[day] for day in scored if day < as_of)[-RECENT_PARTITIONS:],
-        columns=built.columns,
+        columns=built.columns if built else report.columns(reference, current, spec),
         health={
             name: _health(seen, today, reference, name) for name in spec.features if name in reference.column_names
         },
@@ -93,12 +92,25 @@ def measure(platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.d
         else {},
         importances=bundle.facts.get("importances", {}),
     )
+    if built is None:
+        return {**facts.to_dict(), "report_uri": None, "report_json_uri": None, "run_id": run_id}
     built = report.judged(built, judge(facts, spec))
     key = f"reports/{spec.name}/{as_of}"
     platform.objects.put(f"{key}.html", built.html, "text/html; charset=utf-8")
     platform.objects.put(f"{key}.json", json.dumps(built.json, allow_nan=False).encode(), "application/json")
     uris = {"report_uri": platform.objects.uri(f"{key}.html"), "report_json_uri": platform.objects.uri(f"{key}.json")}
     return {**facts.to_dict(), **uris, "run_id": run_id}
+
+
+def _context(
+    spec: ModelSpec, as_of: dt.date, version: int, first: dt.date, window: Sequence[dt.date]
+) -> dict[str, Any]:
+    return {
+        "model": spec.name,
+        "as_of": as_of.isoformat(),
+        "version": version,
+        "window": f"{first} to {as_of}, {len(window)} date(s) with entities",
+    }
 
 
 def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[str, Any], run_id: str) -> dict[str, Any]:

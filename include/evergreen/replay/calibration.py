@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     from include.evergreen.features.build import features, labelled, labels
 
     console = Console()
-    past = history(arguments.model, arguments.var)
+    past = history(arguments.model, arguments.var, calibrated=False)
     spec = past.model
     end = spec.end_date or past.last
     as_of = arguments.as_of or spec.start_date + dt.timedelta(days=round((end - spec.start_date).days * SHARE))

@@ -16,7 +16,7 @@ from rich.table import Table
 from include.evergreen.replay import machine, story
 from include.evergreen.replay.selftest import measure as gate_selftest
 from include.evergreen.replay.world import History, history
-from include.evergreen.specs import PROJECT
+from include.evergreen.specs import PROJECT, models
 
 TRIALS = 200
 OUTSIDE = ("local/", "orchestration/")
@@ -79,7 +79,7 @@ def _selftest(past: History, as_of: dt.date) -> dict[str, Any]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Write `docs/time-machine.md` and its plot. Exit code 0 also when a bar is not met: the page says so."""
+    """Write the page and its plot. Exit code 0 also when a bar is not met: the page says so."""
     console = Console()
     past = history(arguments.model, arguments.var)
     folder = arguments.var / f"machine-{past.model.name}-{inputs(past)}"
@@ -87,12 +87,13 @@ def main(arguments: argparse.Namespace) -> int:
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         found = run(past, folder, progress)
-    docs = Path(arguments.docs)
-    story.plot(found, docs / "time-machine.svg")
-    (docs / "time-machine.md").write_text(story.text(found), encoding="utf-8")
+    name = "time-machine" if len(models()) == 1 else f"time-machine-{past.model.name}"
+    page, picture = (Path(arguments.docs) / f"{name}{suffix}" for suffix in (".md", ".svg"))
+    story.plot(found, picture)
+    page.write_text(story.text(found, picture.name), encoding="utf-8")
     table = Table("bar", "measured", "met")
     for bar, measured, met in story.bars(found):
         table.add_row(bar, measured, "yes" if met else "no")
     console.print(table)
-    console.print(f"Written: {docs / 'time-machine.md'}")
+    console.print(f"Written: {page}")
     return 0

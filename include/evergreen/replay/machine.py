@@ -1,6 +1,7 @@
 """The time machine: a model's life replayed under different retrain policies, and with faults of known date.
 
-Every day runs the steps that the DAGs run, in their order; a policy only says on which days a training is asked for.
+Every day runs the steps that the DAGs run, in their order, without the pages that nobody would read; a policy only says
+on which days a training is asked for.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ class _Run:
             if scheduled and as_of > self.scenario.first:
                 train(platform, spec, as_of, f"scheduled-{as_of}", policy, life)
             return
-        facts = monitoring.measure(platform, spec, source, as_of, key)
+        facts = monitoring.measure(platform, spec, source, as_of, key, page=False)
         concluded = monitoring.conclude(platform, spec, as_of, facts, key)
         life.verdicts[as_of.isoformat()] = {name: concluded[name] for name in ("verdict", "guilty", "reasons")}
         asked = retraining.ask(platform, spec, as_of, key)
@@ -354,7 +355,7 @@ def shifts(history: History, folder: Path, step: Callable[[str], None]) -> list[
                 seen: dict[str, Any] = {"delay": None, "verdict": "ok", "named": False}
                 for delay in range(DETECT_DAYS):
                     day = first + delay * DAY
-                    facts = monitoring.measure(platform, moved, history.source, day, "shift")
+                    facts = monitoring.measure(platform, moved, history.source, day, "shift", page=False)
                     said = monitoring.conclude(platform, moved, day, facts, f"{name}-{amount}-{delay}")
                     if said["verdict"] != "ok" and name in said["guilty"]:
                         first_guilty = said["guilty"][0] == name

@@ -159,8 +159,8 @@ def _policy_rows(found: Found) -> list[list[str]]:
     return rows
 
 
-def text(found: Found) -> str:
-    """The page."""
+def text(found: Found, picture: str) -> str:
+    """The page; `picture` is the file name of the plot."""
     first, last = found.policies[0][0].first, found.policies[0][0].last
     spec, calibration = found.spec, found.spec.calibration
     lines = [
@@ -195,7 +195,7 @@ def text(found: Found) -> str:
         f"A promotion is wrong when, over the {AFTER_WEEKS} whole weeks after it, the version that it replaced would "
         "have had the better mean weekly AUC; both are measured on all rows of those weeks, which nobody had then.",
         "",
-        "![AUC by week](time-machine.svg)",
+        f"![AUC by week]({picture})",
         "",
         "## What the governor did",
         *_table(["as of", "verdict", "answer of the gate", "why"], _governed_rows(found)),

@@ -109,7 +109,7 @@ def take_in(platform: Platform, source: SourceSpec, as_of: dt.date, since: dt.da
             ingest.publish(platform, source, table, ingest.validate(platform, source, table, staged, run_id), run_id)
 
 
-def history(name: str, folder: Path, until: dt.date | None = None) -> History:
+def history(name: str, folder: Path, until: dt.date | None = None, calibrated: bool = True) -> History:
     """Everything that the source of a model delivered, through `until` (its end date by default).
 
     The source needs a module `include/sources/<source>/publish.py` with `publish(landing, since, until)`. The lake is
@@ -119,9 +119,10 @@ def history(name: str, folder: Path, until: dt.date | None = None) -> History:
     """
     import pyarrow.parquet as pq
 
-    if name not in models():
-        raise NotFound(f"model: expected one of {sorted(models())}, found {name!r}")
-    model = models()[name]
+    known = models(calibrated=calibrated)
+    if name not in known:
+        raise NotFound(f"model: expected one of {sorted(known)}, found {name!r}")
+    model = known[name]
     source = sources()[model.source]
     last = until or source.end_date
     if last is None:
