@@ -14,12 +14,13 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,7 +31,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from include.evergreen.local import demo
+from include.evergreen.local import demo, ledger
 from include.evergreen.local.api import Api, ApiError
 from include.evergreen.local.layout import PORTS, PROJECT, Layout
 from include.evergreen.local.stack import Stack
@@ -39,13 +40,17 @@ from tests.conftest import free_port
 DAY = dt.timedelta(days=1)
 SCENARIO = demo.Scenario(
     history_from=dt.date(2013, 1, 1),
-    train_as_of=dt.date(2013, 3, 1),
-    replay_from=dt.date(2013, 3, 2),
-    replay_until=dt.date(2013, 3, 4),
+    train_as_of=dt.date(2013, 4, 1),
+    replay_from=dt.date(2013, 4, 2),
+    replay_until=dt.date(2013, 4, 4),
 )
 FIRST, SECOND, LAST = SCENARIO.days
 BROKEN, WAITING = LAST + DAY, LAST + 2 * DAY
-INGEST, SCORE, MONITOR, TRAIN = demo.INGEST, demo.SCORE, demo.MONITOR, demo.TRAIN
+MODEL, INGEST, SCORE, MONITOR, TRAIN = demo.MODEL, demo.INGEST, demo.SCORE, demo.MONITOR, demo.TRAIN
+REVIEWED = "flight_delay_reviewed"
+ONE_SPLIT = {"max_depth": 1, "eta": 1, "gamma": 600}
+"""Parameters that ask one question about each flight: a weak model."""
+VERDICTS = {"ok", "covariate_drift", "label_drift", "prediction_drift", "performance_drop", "broken_data"}
 KEY = {
     "schedules": ["flight_date", "carrier", "flight", "origin"],
     "actuals": ["flight_date", "carrier", "flight", "origin"],
@@ -59,6 +64,7 @@ MART_TABLES = (
     "scorings",
     "champions",
     "monitorings",
+    "cohorts",
     "ledger",
 )
 REASON = re.compile(r"(\w+) = .+ \([+-]\d+\.\d\d\)")
@@ -220,6 +226,24 @@ def upstream() -> dict[str, bytes]:
     return {key: gzip.compress(data, mtime=0) for key, data in found.items() if "/planes/" not in key}
 
 
+def project(folder: Path) -> Path:
+    """A copy of the project with a second model, which a person approves, with another baseline and a lower floor."""
+    for name in ("dags", "include", "plugins"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "airflow_settings.yaml", folder)
+    models = folder / "include" / "models"
+    shutil.copytree(models / MODEL, models / REVIEWED)
+    reviewed = {"name": REVIEWED, "approval": "human", "approvers": ["oncall"]}
+    rules = {"baseline_by": None, "floors": {"auc": 0.55}}
+    for name, changed, gate in ((MODEL, {}, {}), (REVIEWED, reviewed, rules)):
+        path = models / name / "model.yaml"
+        spec = yaml.safe_load(path.read_text())
+        # how fast a busy machine scores is no part of this test
+        spec = {**spec, **changed, "gate": {**spec["gate"], **gate, "max_ms_per_1k": 60_000}}
+        path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     """The demo on a slice of the flights, in a stack of its own."""
@@ -230,12 +254,15 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     ports: set[int] = set()
     while len(ports) < len(PORTS):
         ports.add(free_port())
+    copy = project(folder / "project")
     layout = Layout.from_env(
         {
             "EVERGREEN_VAR": str(folder / "var"),
+            "EVERGREEN_DAGS": str(copy / "dags"),
             **{variable: str(port) for (variable, _), port in zip(PORTS.values(), ports, strict=True)},
         }
     )
+    layout = replace(layout, project=copy)
     said = io.StringIO()
     environment = dict(os.environ)
     try:
@@ -383,24 +410,28 @@ def test_outcomes_join_only_days_that_have_matured(loop: Loop) -> None:
 # --- the champion ----------------------------------------------------------------------------------------------------
 
 
-def alias(loop: Loop, name: str) -> int | None:
-    query = "select version from registered_model_aliases where name = 'flight_delay' and alias = ?"
-    rows = loop.sql(loop.layout.registry_db, query, name)
+def alias(loop: Loop, name: str, model: str = MODEL) -> int | None:
+    query = "select version from registered_model_aliases where name = ? and alias = ?"
+    rows = loop.sql(loop.layout.registry_db, query, model, name)
     return rows[0]["version"] if rows else None
 
 
-def tags(loop: Loop, version: int) -> dict[str, str]:
-    query = "select key, value from model_version_tags where name = 'flight_delay' and version = ?"
-    return {row["key"]: row["value"] for row in loop.sql(loop.layout.registry_db, query, version)}
+def tags(loop: Loop, version: int, model: str = MODEL) -> dict[str, str]:
+    query = "select key, value from model_version_tags where name = ? and version = ?"
+    return {row["key"]: row["value"] for row in loop.sql(loop.layout.registry_db, query, model, version)}
 
 
-def champion(loop: Loop) -> dict[str, Any]:
-    return loop.mart("select * from champions order by effective_from desc limit 1")[0]
+def champions(loop: Loop, model: str = MODEL) -> Rows:
+    return loop.mart("select * from champions where model = ? order by effective_from", model)
+
+
+def champion(loop: Loop, model: str = MODEL) -> dict[str, Any]:
+    return champions(loop, model)[-1]
 
 
 def test_registry_mart_and_ledger_agree_on_the_champion(loop: Loop) -> None:
     row = champion(loop)
-    [promotion] = loop.mart("select * from ledger where kind = 'promotion' order by id desc limit 1")
+    promotion = loop.mart("select * from ledger where kind = 'promotion' and subject = ? order by id", MODEL)[-1]
     assert alias(loop, "champion") == row["version"] == json.loads(promotion["evidence"])["version"]
     [gate] = loop.mart("select * from ledger where kind = 'gate' and run_id = ?", promotion["run_id"])
     assert (gate["outcome"], promotion["outcome"], row["run_id"]) == ("accepted", "promoted", gate["run_id"])
@@ -448,16 +479,16 @@ def test_a_plain_booster_gives_the_stored_probabilities(loop: Loop) -> None:
 
 @pytest.mark.parametrize("day", SCENARIO.days, ids=str)
 def test_a_day_has_one_verdict_and_a_report(loop: Loop, day: dt.date) -> None:
-    [monitored] = loop.mart("select * from monitorings where as_of = ?", day)
-    [recorded] = loop.mart("select * from ledger where kind = 'verdict' and as_of = ?", day)
-    assert monitored["verdict"] in {"ok", "drift", "performance_drop", "broken_data"}
+    [monitored] = loop.mart("select * from monitorings where model = ? and as_of = ?", MODEL, day)
+    [recorded] = loop.mart("select * from ledger where kind = 'verdict' and subject = ? and as_of = ?", MODEL, day)
+    assert monitored["verdict"] in VERDICTS
     assert (recorded["outcome"], json.loads(recorded["reasons"])) == (
         monitored["verdict"],
         json.loads(monitored["reasons"]),
     )
     report = json.loads(loop.get("lake", f"reports/flight_delay/{day}.json"))
     assert (report["model"], report["as_of"], report["version"]) == ("flight_delay", str(day), monitored["version"])
-    [scoring] = loop.mart("select * from scorings where as_of = ? and is_current", day)
+    [scoring] = loop.mart("select * from scorings where model = ? and as_of = ? and is_current", MODEL, day)
     assert monitored["version"] == scoring["version"]
     assert monitored["report_uri"] == f"s3://lake/reports/flight_delay/{day}.html"
     page = loop.get("lake", f"reports/flight_delay/{day}.html")
@@ -500,8 +531,8 @@ def test_pages_need_a_login_are_sandboxed_and_linked_from_their_tasks(loop: Loop
     assert "Verdict: " in page(report, "oncall").text
     for path in (
         f"/reports/flight_delay/{LAST + 9 * DAY}",
-        "/reports/other/2013-03-04",
-        "/validation/ledger/2013-03-04",
+        f"/reports/other/{LAST}",
+        f"/validation/ledger/{LAST}",
     ):
         assert page(path, "admin").status_code == 404
     assert page("/reports/flight_delay/..%2f..%2fsecrets.json", "admin").status_code in (404, 422)
@@ -668,7 +699,7 @@ def test_a_truncated_file_stops_its_table_at_once_and_the_right_one_is_taken(
     assert len(loop.lake("select 1 from {trusted.schedules} where partition_date = ?", BROKEN)) == batch["trusted"]
     [scored] = loop.mart("select count(*) as n from flight_delay_current where as_of = ?", BROKEN)
     assert scored["n"] == batch["trusted"] > 500
-    [verdict] = loop.mart("select verdict from monitorings where as_of = ?", BROKEN)
+    [verdict] = loop.mart("select verdict from monitorings where model = ? and as_of = ?", MODEL, BROKEN)
     assert verdict["verdict"] != "broken_data"
 
 
@@ -688,7 +719,7 @@ def test_a_weak_challenger_by_hand_is_refused_and_the_champion_stays(loop: Loop)
         conf={
             "reason": "a stump, to see the gate",
             "as_of": str(LAST),
-            "hyper_parameters": {"max_depth": 1, "eta": 0.001},
+            "hyper_parameters": ONE_SPLIT,
         },
     )
     found = decisions(loop, run_id)
@@ -724,6 +755,231 @@ def test_a_request_trains_by_its_keyed_event(loop: Loop) -> None:
         assert (alias(loop, "champion"), alias(loop, "challenger")) == (before["version"], version)
 
 
+# --- a person decides ------------------------------------------------------------------------------------------------
+
+APPROVE, SCORE_REVIEWED, TRAIN_REVIEWED = f"approve__{REVIEWED}", f"score__{REVIEWED}", f"train__{REVIEWED}"
+TRAINED = SCENARIO.train_as_of
+
+
+def task_states(loop: Loop, dag_id: str, run_id: str) -> dict[str, str]:
+    return {task["task_id"]: str(task["state"]) for task in loop.api.task_instances(dag_id, run_id)}
+
+
+def asks(loop: Loop, run_id: str) -> str:
+    """The run of approve__, once it waits for a person."""
+    wanted = f"{APPROVE} {run_id} awaits input"
+    loop.until(wanted, lambda: task_states(loop, APPROVE, run_id).get("wait") == "awaiting_input")
+    return run_id
+
+
+def request_of(run_id: str) -> str:
+    return f"/dags/{APPROVE}/dagRuns/{quote(run_id, safe='')}/taskInstances/wait/-1/hitlDetails"
+
+
+def answer(loop: Loop, run_id: str, user: str, option: str) -> None:
+    with Api.login(loop.layout, user) as api:
+        api.request("PATCH", request_of(run_id), {"chosen_options": [option], "params_input": {}})
+
+
+def concluded(loop: Loop, run_id: str, option: str) -> dict[str, Any]:
+    """Answer as on-call; the approval as the ledger has it."""
+    began = dt.datetime.now(dt.UTC)
+    answer(loop, run_id, "oncall", option)
+    loop.succeeded(APPROVE, run_id)
+    row = decisions(loop, run_id)["approval"]
+    evidence = json.loads(row["evidence"])
+    assert (row["subject"], row["as_of"], row["actor"]) == (REVIEWED, str(TRAINED), "oncall")
+    assert evidence["responded_by"] == {"id": "oncall", "name": "oncall"}
+    assert evidence["answer"] == [option]
+    assert began <= dt.datetime.fromisoformat(evidence["responded_at"]) <= dt.datetime.now(dt.UTC)
+    return {**row, "evidence": evidence}
+
+
+def champion_events(loop: Loop) -> Rows:
+    """Events of the asset that says a new champion is in force, as Airflow keeps them."""
+    query = (
+        "select e.partition_key, e.extra, e.source_dag_id, e.source_run_id from asset_event e "
+        "join asset a on a.id = e.asset_id where a.name = ? order by e.id"
+    )
+    return loop.sql(loop.layout.airflow_db, query, f"champion__{REVIEWED}")
+
+
+def trained(loop: Loop, reason: str, **conf: Any) -> str:
+    """Train the reviewed model by hand; the run of approve__ that the gate's yes starts, once it waits."""
+    loop.api.unpause(APPROVE)
+    key = f"{REVIEWED}|{TRAINED}"
+    known = {run["dag_run_id"] for run in loop.runs(APPROVE, key)}
+    run_id = loop.trigger(TRAIN_REVIEWED, conf={"reason": reason, "as_of": str(TRAINED), **conf})
+    gate = decisions(loop, run_id)["gate"]
+    assert gate["outcome"] == "accepted", gate["reasons"]
+    assert "promotion" not in decisions(loop, run_id)
+    fresh = lambda: [run for run in loop.runs(APPROVE, key) if run["dag_run_id"] not in known]  # noqa: E731
+    return asks(loop, loop.until(f"a run of {APPROVE}", fresh)[0]["dag_run_id"])
+
+
+@pytest.fixture(scope="module")
+def candidate(loop: Loop) -> str:
+    """A run that asks whether version 1 shall be the first champion."""
+    return trained(loop, "a first one, weak", hyper_parameters=ONE_SPLIT)
+
+
+@pytest.fixture(scope="module")
+def rejected(loop: Loop, candidate: str) -> dict[str, Any]:
+    """The no to version 1."""
+    return concluded(loop, candidate, "Reject")
+
+
+@pytest.fixture(scope="module")
+def approved(loop: Loop, rejected: dict[str, Any]) -> dict[str, Any]:
+    """The yes to version 1, asked a second time by hand."""
+    return concluded(loop, asks(loop, loop.api.trigger_run(APPROVE, conf={"version": 1})), "Approve")
+
+
+@pytest.fixture(scope="module")
+def replaced(loop: Loop, approved: dict[str, Any]) -> dict[str, Any]:
+    """The yes to version 2. Version 1 has scored the first day, version 2 the others."""
+    loop.trigger(SCORE_REVIEWED, partition_key=str(FIRST))
+    found = concluded(loop, trained(loop, "the spec, to beat the first"), "Approve")
+    for day in (SECOND, LAST):
+        loop.trigger(SCORE_REVIEWED, partition_key=str(day))
+    loop.api.pause(SCORE_REVIEWED)
+    return found
+
+
+def test_only_an_approver_may_answer(loop: Loop, candidate: str) -> None:
+    asked = loop.api.request("GET", request_of(candidate))
+    assert asked["subject"] == f"Promote {REVIEWED} version 1, trained as of {TRAINED}?"
+    assert f"({loop.layout.ui_url}/evergreen/cards/{REVIEWED}/1)" in asked["body"]
+    assert asked["defaults"] == ["Reject"]
+    for user in ("analyst", "admin"):  # a viewer; one who may everything but is no approver
+        with pytest.raises(ApiError, match="403"):
+            answer(loop, candidate, user, "Approve")
+    assert task_states(loop, APPROVE, candidate)["wait"] == "awaiting_input"
+
+
+def test_a_no_promotes_nothing_and_stands(loop: Loop, candidate: str, rejected: dict[str, Any]) -> None:
+    evidence = rejected["evidence"]
+    assert (rejected["outcome"], evidence["version"], evidence["effective_from"]) == ("rejected", 1, None)
+    assert task_states(loop, APPROVE, candidate)["conclude"] == "skipped"
+    assert "promotion" not in decisions(loop, candidate)
+    assert not [event for event in champion_events(loop) if event["source_run_id"] == candidate]
+    with pytest.raises(ApiError, match="409"):
+        answer(loop, candidate, "oncall", "Approve")
+
+
+def test_a_yes_makes_the_candidate_champion(loop: Loop, approved: dict[str, Any]) -> None:
+    evidence, run_id = approved["evidence"], approved["run_id"]
+    assert (approved["outcome"], evidence["version"], evidence["champion"]) == ("approved", 1, None)
+    gate = loop.mart("select * from ledger where kind = 'gate' and run_id = ?", evidence["gate_run"])[0]
+    assert json.loads(gate["evidence"])["challenger_sha256"] == tags(loop, 1, REVIEWED)["sha256"]
+    promotion = loop.mart("select * from ledger where kind = 'promotion' and subject = ? order by id", REVIEWED)[0]
+    assert (promotion["actor"], json.loads(promotion["evidence"])["version"]) == ("oncall", 1)
+    assert gate["id"] < approved["id"] < promotion["id"]
+    first = champions(loop, REVIEWED)[0]
+    assert (first["version"], first["effective_from"]) == (1, str(TRAINED))
+    event = champion_events(loop)[0]
+    assert (event["source_dag_id"], event["partition_key"]) == (APPROVE, str(TRAINED))
+    assert json.loads(event["extra"])["version"] == 1
+    assert re.sub(r"[^A-Za-z0-9_.-]", "-", event["source_run_id"]) == run_id
+
+
+def versions_seen(loop: Loop) -> dict[str, list[int]]:
+    """{date: versions} of what analysts see of the reviewed model."""
+    rows = loop.mart(f"select distinct as_of, model_version from {REVIEWED}_current order by 1, 2")
+    days: dict[str, list[int]] = {}
+    for row in rows:
+        days.setdefault(row["as_of"], []).append(row["model_version"])
+    return days
+
+
+def test_a_better_candidate_replaces_the_champion_from_the_first_date_not_scored(
+    loop: Loop, replaced: dict[str, Any]
+) -> None:
+    evidence = replaced["evidence"]
+    assert (replaced["outcome"], evidence["version"], evidence["champion"]) == ("approved", 2, 1)
+    [gate] = loop.mart("select * from ledger where kind = 'gate' and run_id = ?", evidence["gate_run"])
+    measured = json.loads(gate["evidence"])
+    assert measured["champion_version"] == 1
+    assert measured["fresh"]["over_champion"]["low"] > 0
+    assert (evidence["effective_from"], alias(loop, "champion", REVIEWED)) == (str(SECOND), 2)
+    assert [(row["effective_from"], row["version"]) for row in champions(loop, REVIEWED)] == [
+        (str(TRAINED), 1),
+        (str(SECOND), 2),
+    ]
+    assert versions_seen(loop) == {str(FIRST): [1], str(SECOND): [2], str(LAST): [2]}
+
+
+def test_a_rollback_is_planned_then_moves_the_champion_and_scores_again(loop: Loop, replaced: dict[str, Any]) -> None:
+    scored = {str(day): len(loop.delivered("schedules", day)) for day in (SECOND, LAST)}
+    history = f"select * from {REVIEWED}_predictions where model_version = ? order by as_of, carrier, flight, origin"
+    withdrawn = loop.mart(history, 2)
+    assert Counter(row["as_of"] for row in withdrawn) == scored
+    conf = {"model": REVIEWED, "version": 1}
+
+    def rolled_back(**more: Any) -> tuple[str, dict[str, Any]]:
+        loop.api.unpause("rollback")
+        with Api.login(loop.layout, "oncall") as oncall:
+            run_id = oncall.trigger_run("rollback", conf={**conf, **more})
+        loop.succeeded("rollback", run_id)
+        row = decisions(loop, run_id)["rollback"]
+        assert (row["subject"], row["actor"], row["as_of"]) == (REVIEWED, "oncall", str(SECOND))
+        plan = json.loads(row["evidence"])
+        assert (plan["version"], plan["withdrawn"], plan["partitions"]) == (1, 2, [str(SECOND), str(LAST)])
+        assert plan["rows"] == sum(scored.values())
+        return run_id, row
+
+    with Api.login(loop.layout, "analyst") as analyst, pytest.raises(ApiError, match="403"):
+        analyst.trigger_run("rollback", conf=conf)
+
+    rows, lake = mart_rows(loop), lake_rows(loop)
+    run_id, row = rolled_back()
+    assert row["outcome"] == "dry_run"
+    assert task_states(loop, "rollback", run_id)["rescore"] == "skipped"
+    after = mart_rows(loop)
+    assert len(after.pop("ledger")) == len(rows.pop("ledger")) + 1
+    assert after == rows
+    assert lake_rows(loop) == lake
+    assert versions_seen(loop) == {str(FIRST): [1], str(SECOND): [2], str(LAST): [2]}
+    assert (alias(loop, "champion", REVIEWED), alias(loop, "withdrawn", REVIEWED)) == (2, None)
+
+    run_id, row = rolled_back(dry_run=False, reason="the desk distrusts version 2")
+    assert (row["outcome"], json.loads(row["reasons"])) == ("rolled_back", ["the desk distrusts version 2"])
+    assert loop.pushed("rollback", run_id, "complete")["rescored"] == 2
+    assert (alias(loop, "champion", REVIEWED), alias(loop, "withdrawn", REVIEWED)) == (1, 2)
+    assert [(row["effective_from"], row["version"]) for row in champions(loop, REVIEWED)] == [
+        (str(TRAINED), 1),
+        (str(SECOND), 1),
+    ]
+    assert versions_seen(loop) == {str(FIRST): [1], str(SECOND): [1], str(LAST): [1]}
+    assert loop.mart(history, 2) == withdrawn
+    scorings = "select as_of, version, is_current from scorings where model = ? order by 1, 2"
+    assert [tuple(row.values()) for row in loop.mart(scorings, REVIEWED)] == [
+        (str(FIRST), 1, 1),
+        *((day, version, version == 1) for day in scored for version in (1, 2)),
+    ]
+    current = loop.mart(f"select as_of, probability from {REVIEWED}_current where as_of > ?", FIRST)
+    assert Counter(row["as_of"] for row in current) == scored
+    assert len({row["probability"] for row in current}) < 10 < len({row["probability"] for row in withdrawn})
+    stored = loop.lake(f"select distinct model_version as v from {{predictions.{REVIEWED}}}")
+    assert stored == [{"v": 1}]
+
+    rows, lake = mart_rows(loop), lake_rows(loop)
+    loop.clear("rollback", run_id)
+    assert mart_rows(loop) == rows
+    assert lake_rows(loop) == lake
+
+
+def test_make_ledger_tells_who_decided_what(loop: Loop, approved: dict[str, Any]) -> None:
+    recorded = loop.mart("select as_of, kind, outcome, actor from ledger where subject = ? order by id", REVIEWED)
+    told = io.StringIO()
+    assert ledger.main(loop.layout, ["--model", REVIEWED], Console(file=told, width=400)) == 0
+    lines = [line.split() for line in told.getvalue().splitlines() if line.startswith("2013-")]
+    assert [tuple(line[:4]) for line in lines] == [tuple(row.values()) for row in recorded]
+    asked = [line[2] for line in lines if line[1] == "approval"]
+    assert asked[:2] == ["rejected", "approved"]
+    assert ["promotion", "promoted", "oncall"] in [line[1:4] for line in lines]
+
+
 # --- upkeep ----------------------------------------------------------------------------------------------------------
 
 
@@ -756,6 +1012,19 @@ def test_maintenance_drops_snapshots_and_no_row(loop: Loop) -> None:
     assert len(after[0]) < len(before[0])
     assert after[1] == before[1] <= after[0]
     assert lake_rows(loop) == lake
+
+
+def test_a_registered_version_is_made_again_byte_for_byte(loop: Loop) -> None:
+    tagged = tags(loop, 1)
+    run_id = loop.trigger("rebuild", conf={"model": MODEL, "version": 1})
+    row = decisions(loop, run_id)["rebuild"]
+    assert (row["outcome"], row["actor"], row["as_of"]) == ("equal", "admin", str(TRAINED))
+    evidence = json.loads(row["evidence"])
+    sha256 = hashlib.sha256(loop.get("lake", f"{tagged['prefix']}/model.ubj")).hexdigest()
+    assert evidence["expected_sha256"] == evidence["found_sha256"] == sha256
+    assert json.loads(row["reasons"]) == ["every recorded input is the same"]
+    gate = loop.mart("select evidence from ledger where kind = 'gate' and subject = ? order by id", MODEL)[0]
+    assert json.loads(gate["evidence"])["challenger_sha256"] == sha256
 
 
 def test_what_waited_goes_on_when_its_files_have_come(loop: Loop, waiting: tuple[str, dict[str, str]]) -> None:

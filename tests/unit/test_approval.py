@@ -16,6 +16,7 @@ from include.evergreen.errors import NotFound, Refused
 from include.evergreen.pipeline import approval as steps
 from include.evergreen.pipeline import rollback, training
 from include.evergreen.promotion.bootstrap import Estimate
+from include.evergreen.promotion.card import card, escaped
 from include.evergreen.promotion.gate import Bin, Calibration, Evaluation, Holdout, gate
 from include.evergreen.promotion.ports import TrainingRecord
 from include.evergreen.training.bundle import ModelBundle
@@ -73,7 +74,15 @@ def trained(
     frozen = facts.frozen if champion or facts.frozen is None else replace(facts.frozen, champion=None)
     facts = replace(facts, fresh=one, pooled=one, frozen=frozen, champion_version=champion.number if champion else None)
     decision = gate(facts, SPEC.gate)
-    bundle = ModelBundle(SPEC.name, as_of, key.encode(), ("amount",), {})
+    facts_of_fit = {
+        "train_from": "2024-01-01",
+        "trained_until": "2024-02-20",
+        "rows": {"train": 900, "validation": 100, "holdout": 100},
+        "trees": 7,
+        "params": {},
+        "categories": {},
+    }
+    bundle = ModelBundle(SPEC.name, as_of, key.encode(), ("amount",), {}, facts=facts_of_fit)
     platform.mart.append_decision(
         kind="gate",
         subject=SPEC.name,
@@ -85,6 +94,9 @@ def trained(
         run_id=key,
     )
     version = platform.registry.register(bundle, TrainingRecord(key, {}, {}, {}, {}))
+    (row,) = (one for one in platform.mart.decisions(subject=SPEC.name, kind="gate") if one["run_id"] == key)
+    found = card(SPEC, version.number, bundle, row, {}, {})
+    platform.registry.attach(SPEC.name, version.number, "card.json", json.dumps(found).encode(), "application/json")
     return {"version": version.number, "run_key": key, "as_of": as_of.isoformat()}
 
 
@@ -154,22 +166,23 @@ def test_the_request_has_the_numbers_with_their_intervals(platform: MemoryPlatfo
     request = ask(platform, trained(platform, AS_OF + 9 * DAY, "train-2", later), run_id="approve-2")
     assert request["subject"] == "Promote late_order version 2, trained as of 2024-03-10?"
     body = request["body"]
-    assert "| 1200 fresh rows of 6 days, 2024-02-24 to 2024-02-29 | version 2 | champion 1 | baseline |" in body
-    assert r"| auc | 0.7400 \[0.7100, 0.7700\] | 0.7000 \[0.6700, 0.7300\] | 0.6000 \[0.5800, 0.6200\] |" in body
-    assert r"| unknown | 0.6000 \[0.5500, unknown\] |" in body, "NaN is null in the ledger"
-    assert "777 frozen rows of 7 days" in body
-    assert r"over the champion 0.0400 \[0.0200, 0.0600\]" in body
-    assert f"[Model card]({platform.settings.ui_url}/evergreen/cards/late_order/2)" in body
+    assert "late\\_order, version 2, trained as of 2024-03-10." in body
+    assert "| 1,200 rows held out | version 2 | champion 1 | baseline |" in body
+    assert "| AUC | 0.7400 [0.7100, 0.7700] | 0.7000 [0.6700, 0.7300] | 0.6000 [0.5800, 0.6200] |" in body
+    assert "| unknown bounds unknown | 0.6000 [0.5500, unknown] |" in body, "NaN is null in the card"
+    assert "frozen 777 rows" in body
+    assert r"beats champion 1 by 0.0400 \[0.0200, 0.0600\]" in body
+    assert f"[The whole card]({platform.settings.ui_url}/evergreen/cards/late_order/2)" in body
     assert "Reject: version 1 stays champion. No answer within 48 hours counts as no." in body
     (row, _) = platform.mart.decisions(subject=SPEC.name, kind="gate")
     assert row["reasons"]
-    assert all(f"- {steps.escaped(reason)}" in body for reason in row["reasons"])
+    assert all(f"- {escaped(reason)}" in body for reason in row["reasons"])
 
 
 def test_the_first_request_knows_no_champion(platform: MemoryPlatform) -> None:
     body = ask(platform, trained(platform))["body"]
     assert "| version 1 | baseline |" in body
-    assert "over the champion" not in body
+    assert "champion 1" not in body
     assert "Reject: there is no champion yet." in body
 
 
@@ -193,18 +206,20 @@ def test_a_value_of_the_data_is_text_in_the_request(platform: MemoryPlatform, re
         f"{platform.settings.ui_url}/evergreen/cards/late_order/1"
     ]
     kinds = {token.type for token in [*tokens, *inline]}
-    assert not kinds & {"html_block", "html_inline", "image", "heading_open", "fence", "code_inline", "strong_open"}
+    assert not kinds & {"html_block", "html_inline", "image", "heading_open", "fence", "code_inline"}
     assert "s_open" not in kinds
     lists = [token for token in tokens if token.type == "list_item_open"]
     (row,) = platform.mart.decisions(subject=SPEC.name, kind="gate")
-    assert len(lists) == len(row["reasons"])
+    shown = body.count("\n- Trained on") + body.count("\n- Leans most on")
+    assert len(lists) == len(row["reasons"]) + shown
+    assert sum(child.type == "strong_open" for child in inline) == 1, "the verdict"
     assert body.count("\u202e") == body.count("\x00") == 0
     assert max(map(len, body.splitlines())) < 1200
 
 
 def test_what_was_escaped_reads_as_it_was() -> None:
     text = r"a_b*c [d](e) <f> `g` | h # i ~ j & k \ l ! $"
-    (paragraph,) = [token for token in MarkdownIt().parse(steps.escaped(text)) if token.type == "inline"]
+    (paragraph,) = [token for token in MarkdownIt().parse(escaped(text)) if token.type == "inline"]
     assert "".join(child.content for child in paragraph.children or []) == text
 
 

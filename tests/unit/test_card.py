@@ -164,7 +164,7 @@ def test_a_card_holds_everything_as_plain_json(bundle: ModelBundle) -> None:
     assert card["data"]["rows"] == bundle.facts["rows"]
     assert (card["data"]["train_from"], card["data"]["trained_until"]) == ("2024-01-01", "2024-02-04")
     assert card["data"]["validation_from"] == "2024-01-31"
-    assert card["data"]["days"] == {"train": 30 - 2, "validation": 5 - 1}, "without the frozen days"
+    assert card["data"]["days"] == {"train": 30 - 6, "validation": 5 - 1}, "without the frozen days"
     assert (
         list(card["data"]["holdouts"]) == list(card["metrics"]) == list(card["gain"]) == ["fresh", "frozen", "pooled"]
     )

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
-import textwrap
+import json
 from typing import Any
 
 from include.evergreen.errors import NotFound, Refused
 from include.evergreen.pipeline import training
 from include.evergreen.platform import Platform
+from include.evergreen.promotion.card import escaped, text
 from include.evergreen.promotion.ports import Version
 from include.evergreen.specs import ModelSpec
 
 APPROVE = "Approve"
-MAX_REASON, MAX_ACTOR = 500, 64
-"""Characters of a reason in the request; of an actor in the ledger."""
-
-
-def escaped(text: Any) -> str:
-    """One line of plain text in Markdown: names and reasons hold values from the data."""
-    line = "".join(char if char.isprintable() else " " for char in str(text))
-    short = textwrap.shorten(line, MAX_REASON, placeholder=" ...")
-    return re.sub(r"([\\`*_{}\[\]<>()#!|~&$])", r"\\\1", short)
+MAX_ACTOR = 64
+"""Characters of an actor in the ledger."""
 
 
 def _registered(platform: Platform, spec: ModelSpec, version: int) -> Version:
@@ -75,63 +68,27 @@ def prepare(
     }
 
 
-def _said(estimate: dict[str, Any] | None) -> str:
-    """`0.7410 [0.7301, 0.7522]`; the ledger holds null for what is undefined."""
-    if estimate is None or estimate["value"] is None:
-        return "unknown"
-    low, high = ("unknown" if estimate[end] is None else f"{estimate[end]:.4f}" for end in ("low", "high"))
-    return escaped(f"{estimate['value']:.4f} [{low}, {high}]")
-
-
-def _holdout(name: str, holdout: dict[str, Any], evidence: dict[str, Any], version: int) -> list[str]:
-    """A holdout as a table: a row per metric, a column per model."""
-    days = f"{holdout['rows']} {name} rows of {holdout['days']} days, {holdout['first']} to {holdout['last']}"
-    columns = {f"version {version}": holdout["challenger"]}
-    if holdout["champion"] is not None:
-        columns[f"champion {evidence['champion_version']}"] = holdout["champion"]
-    columns["baseline"] = holdout["baseline"]
-    gains = [f"over the baseline {_said(holdout['over_baseline'])}"]
-    if holdout["over_champion"] is not None:
-        gains.insert(0, f"over the champion {_said(holdout['over_champion'])}")
-    return [
-        "",
-        f"| {escaped(days)} | {' | '.join(columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-        *(
-            f"| {escaped(metric)} | {' | '.join(_said(found.get(metric)) for found in columns.values())} |"
-            for metric in holdout["challenger"]
-        ),
-        "",
-        f"Gain in {escaped(evidence['metric'])}, positive is better: {'; '.join(gains)}.",
-    ]
-
-
 def request_body(platform: Platform, spec: ModelSpec, version: int, run_key: str) -> str:
-    """The request in Markdown: what was measured, with intervals; why the gate accepted; what each answer does.
+    """The request in Markdown: the model card in a few lines, and what each answer does.
 
     Raises:
-        NotFound: no such version. Refused: the gate did not accept it in that training.
+        NotFound: no such version, or one without a card. Refused: the gate did not accept it in that training.
     """
     gate = _gate(platform, spec, version, run_key)
-    evidence = gate["evidence"]
-    former = evidence["champion_version"]
+    former = gate["evidence"]["champion_version"]
     stays = "there is no champion yet" if former is None else f"version {former} stays champion"
     page = f"{platform.settings.ui_url.rstrip('/')}/evergreen/cards/{spec.name}/{version}"
-    lines = [
-        f"{escaped(spec.description)} The gate accepted version {version}, trained as of {gate['as_of']}.",
-        "",
-        f"[Model card]({page}): data, slices, calibration, importances, lineage.",
-    ]
-    for name in ("fresh", "frozen"):
-        if evidence[name] is not None:
-            lines += _holdout(name, evidence[name], evidence, version)
-    lines += ["", "Why the gate accepted it:", "", *(f"- {escaped(reason)}" for reason in gate["reasons"])]
-    lines += [
-        "",
-        f"Approve: it is champion from the first date that is not scored yet. Reject: {stays}. "
-        f"No answer within {spec.approval_hours:g} hours counts as no.",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            escaped(spec.description),
+            "",
+            text(json.loads(platform.registry.attachment(spec.name, version, "card.json"))),
+            f"[The whole card]({page}): slices, calibration, importances, lineage.",
+            "",
+            f"Approve: it is champion from the first date that is not scored yet. Reject: {stays}. "
+            f"No answer within {spec.approval_hours:g} hours counts as no.",
+        ]
+    )
 
 
 def _recorded(platform: Platform, spec: ModelSpec, run_id: str) -> dict[str, Any] | None:

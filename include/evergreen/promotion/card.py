@@ -10,6 +10,7 @@ import datetime as dt
 import html
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -227,9 +228,15 @@ def _champion(card: Mapping[str, Any]) -> str:
 # --- a few lines -----------------------------------------------------------------------------------------------------
 
 
-def _escaped(text: Any) -> str:
-    """Text as Markdown shows it: no markup, no link, one line."""
-    return re.sub(r"[\\`*<>|]|\](?=[(\[:])", r"\\\g<0>", " ".join(str(text).split()))
+MAX_TEXT = 500
+"""Characters of one name or reason."""
+
+
+def escaped(text: Any) -> str:
+    """One line of plain text in Markdown: names and reasons hold values from the data."""
+    line = "".join(char if char.isprintable() else " " for char in str(text))
+    short = textwrap.shorten(line, MAX_TEXT, placeholder=" ...")
+    return re.sub(r"([\\`*_{}\[\]<>()#!|~&$])", r"\\\1", short)
 
 
 def text(card: Mapping[str, Any]) -> str:
@@ -239,10 +246,11 @@ def text(card: Mapping[str, Any]) -> str:
     who = ["challenger", *(["champion"] if metrics["champion"] is not None else []), "baseline"]
     head = {"challenger": f"version {card['version']}", "champion": _champion(card), "baseline": "baseline"}
     lines = [
-        f"# {card['model']}, version {card['version']}",
-        f"**{_escaped(card['verdict'])}**",
+        f"{escaped(card['model'])}, version {card['version']}, trained as of {card['as_of']}.",
         "",
-        *(f"- {_escaped(reason)}" for reason in card["reasons"]),
+        f"**{escaped(card['verdict'])}**",
+        "",
+        *(f"- {escaped(reason)}" for reason in card["reasons"]),
         "",
         f"| {data['holdouts']['pooled']['rows']:,} rows held out | {' | '.join(head[w] for w in who)} |",
         f"|---|{'---|' * len(who)}",
@@ -264,11 +272,11 @@ def text(card: Mapping[str, Any]) -> str:
     if compared:
         worst = _worst_first(compared)[0]
         lines.append(
-            f"- Weakest of {len(compared)} slices: {_escaped(worst['column'])} = {_escaped(worst['value'])}, gain "
+            f"- Weakest of {len(compared)} slices: {escaped(worst['column'])} = {escaped(worst['value'])}, gain "
             f"{_said(worst['over_champion'], card['metric'], sign=True)} on {worst['rows']:,} rows"
         )
     if card["lineage"].get("reason"):
-        lines.append(f"- Trained because: {_escaped(card['lineage']['reason'])}")
+        lines.append(f"- Trained because: {escaped(card['lineage']['reason'])}")
     return "\n".join(lines) + "\n"
 
 

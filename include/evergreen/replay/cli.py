@@ -24,11 +24,11 @@ OUTSIDE = ("local/", "orchestration/")
 
 
 def inputs(past: History) -> str:
-    """A hash of all that a replay depends on: the engine's source, the specs, the history's dates."""
+    """A hash of all that a replay depends on: the code of the engine and the source, the specs, the history's dates."""
     digest = hashlib.sha256(f"{past.model.hash} {past.source.hash} {past.first} {past.last}".encode())
-    engine = PROJECT / "include" / "evergreen"
-    for path in sorted(engine.rglob("*.py")):
-        name = path.relative_to(engine).as_posix()
+    engine, source = PROJECT / "include" / "evergreen", PROJECT / "include" / "sources" / past.source.name
+    for path in [*sorted(engine.rglob("*.py")), *sorted(source.rglob("*.py"))]:
+        name = path.relative_to(engine if path.is_relative_to(engine) else source).as_posix()
         if not name.startswith(OUTSIDE) and name not in ("replay/story.py", "replay/cli.py"):
             digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
