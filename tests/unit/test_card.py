@@ -216,7 +216,7 @@ def test_the_verdict_is_one_sentence(bundle: ModelBundle, facts: Evaluation, sen
     card = made(bundle, facts)
     assert card["verdict"] == sentence
     assert sentence in Page(cards.page(card)).text
-    assert f"**{sentence}**" in cards.text(card)
+    assert f"**{cards.escaped(sentence)}**" in cards.text(card)
 
 
 def test_every_reason_is_told(bundle: ModelBundle) -> None:
@@ -352,6 +352,6 @@ def test_the_text_is_short_and_has_no_markup_of_the_data(bundle: ModelBundle) ->
     text = cards.text(made(bundle))
     assert len(text.splitlines()) <= 25
     assert "| AUC | 0.7400 [0.7300, 0.7500] | 0.7200 [0.7100, 0.7300] | 0.6400 [0.6300, 0.6500] |" in text
-    assert r"Weakest of 2 slices: region = \</script\>\<script\>alert(1)\</script\>, gain −0.0100" in text  # noqa: RUF001
-    assert r"[win\](https://example.org) \| \`x\`" in text
+    assert r"Weakest of 2 slices: region = \</script\>\<script\>alert\(1\)\</script\>, gain −0.0100" in text  # noqa: RUF001
+    assert r"\[win\]\(https://example.org\) \| \`x\`" in text
     assert not re.search(r"(?<!\\)<|(?<!\\)\]\(", text)
