@@ -256,18 +256,10 @@ class Demo:
         out.print(rows)
 
         champions = Table(
-            "version", "in force from", "auc", "baseline auc", "former champion auc", "on", title="Champions"
+            "version", "in force from", "metric", "value", "baseline", "former champion", "on", title="Champions"
         )
         for row in self.mart.champion_history(MODEL):
-            metrics = row["metrics"]
-            champions.add_row(
-                str(row["version"]),
-                str(row["effective_from"]),
-                _number(metrics["challenger"]),
-                _number(metrics["baseline"]),
-                _number(metrics["champion"]),
-                f"{metrics['rows']:,} rows, {metrics['first']} to {metrics['last']}",
-            )
+            champions.add_row(str(row["version"]), str(row["effective_from"]), *_measured(row["metrics"]))
         out.print(champions)
 
         days = Table("as of", "version", "rows", "verdict", "retrain", title=f"{len(self.scenario.days)} days")
@@ -298,9 +290,21 @@ class Demo:
         out.print(f"  {'Login':<14} admin / {password}", highlight=False, markup=False)
 
 
-def _number(metrics: dict[str, Any] | None) -> str:
-    value = (metrics or {}).get("auc")
-    return "" if value is None else f"{value:.4f}"
+def _measured(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """The gate's primary metric: its name; the champion's, the baseline's, the predecessor's; on which rows."""
+    if "rollback_from" in metrics:
+        return "", "", "", "", f"a rollback of version {metrics['rollback_from']}"
+    metric = metrics["metric"]
+    figures = ((metrics[who] or {}).get(metric) for who in ("challenger", "baseline", "champion"))
+    return metric, *map(_number, figures), f"{metrics['rows']:,} rows, {metrics['first']} to {metrics['last']}"
+
+
+def _number(estimate: dict[str, Any] | None) -> str:
+    """`0.7410 [0.7301, 0.7522]`; the mart holds null for what is undefined."""
+    if estimate is None or estimate["value"] is None:
+        return ""
+    low, high = ("unknown" if estimate[end] is None else f"{estimate[end]:.4f}" for end in ("low", "high"))
+    return f"{estimate['value']:.4f} [{low}, {high}]"
 
 
 QUERY = (

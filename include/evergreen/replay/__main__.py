@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
         if name == "time-machine":
             command.add_argument("--docs", type=Path, default=PROJECT / "docs", help="where the page is written")
     arguments = parser.parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine waiting threads would spin
     if arguments.command == "calibrate":
         from include.evergreen.replay import calibration
 

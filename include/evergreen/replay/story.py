@@ -134,7 +134,9 @@ def _named(days: dict[str, list[str]]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    plain = [[" ".join(cell.replace("|", "/").split()) for cell in row] for row in [head, *rows]]
+    top, *rest = (f"| {' | '.join(row)} |" for row in plain)
+    return [top, f"|{'---|' * len(head)}", *rest]
 
 
 def _policy_rows(found: Found) -> list[list[str]]:
@@ -260,14 +262,14 @@ def _governed_rows(found: Found) -> list[list[str]]:
     for t in trainings(life):
         gain = next((r for r in t["reasons"] if "champion" in r), t["reasons"][0])
         answer = f"version {t['version']} promoted" if t["effective_from"] else t["outcome"].replace("_", " ")
-        rows.append([t["as_of"], t["reason"], answer, gain.replace("|", "/")])
+        rows.append([t["as_of"], t["reason"], answer, gain])
     return rows
 
 
 def _verdicts(life: Life) -> str:
     kinds = [found["verdict"] for found in life.verdicts.values()]
     return ", ".join(
-        f"{kind} on {kinds.count(kind)} days" for kind in sorted(set(kinds), key=kinds.count, reverse=True)
+        f"{kind} on {kinds.count(kind)} days" for kind in sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))
     )
 
 
@@ -283,8 +285,8 @@ def _fault_rows(found: Found) -> list[list[str]]:
         rows.append(
             [
                 f"{fault.name}: {fault.says}",
-                "harmless, nothing to notice" if fault.harmless and days is None else f"{days} days",
-                what.replace("|", "/")[:160],
+                f"{days} days" if days is not None else "harmless, nothing to notice" if fault.harmless else "never",
+                what[:160],
                 ", ".join(asked(scenario, life)) or "none",
                 ", ".join(day for day in clean if day >= fault.first.isoformat()) or "none",
                 _verdicts(after),
