@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_the_multiplier_is_the_smallest_down_to_which_the_budget_holds(budget: f
 
 def test_a_larger_budget_gives_smaller_thresholds_and_more_alarms() -> None:
     found = [calibrate(noise(), spec(), budget) for budget in (0.1, 0.5, 1.0, 2.0)]
-    for strict, loose in zip(found, found[1:], strict=False):
+    for strict, loose in itertools.pairwise(found):
         assert all(strict.thresholds[name] > loose.thresholds[name] for name in COLUMNS)
         assert strict.false_alarms < loose.false_alarms
         assert strict.alarm_days < loose.alarm_days
@@ -131,7 +132,7 @@ def test_a_column_that_never_moved_has_a_threshold() -> None:
 
 def test_the_threshold_of_the_label_is_a_difference_of_shares() -> None:
     """A rate cannot be further off than 1: above, the spec would be invalid."""
-    distances = np.minimum(spiked({month: 1.9 for month in range(MONTHS)}, LABEL) * 0.6, 1.0)
+    distances = np.minimum(spiked(dict.fromkeys(range(MONTHS), 1.9), LABEL) * 0.6, 1.0)
     found = calibrate(measured(distances, days=10_000), spec(), 0.5)
     assert found.multiplier > 1 / 0.6
     assert found.thresholds[LABEL] == 1.0
@@ -146,7 +147,7 @@ def test_a_wild_fold_does_not_excuse_itself() -> None:
     distances[: MONTHS // FOLDS] = 5.0
     wild = measured(distances)
     rate, days, _ = false_alarms(wild, spec(), 4.0)
-    assert (rate, days) == (pytest.approx(1 / FOLDS), pytest.approx(1 / FOLDS))
+    assert rate == days == pytest.approx(1 / FOLDS)
     assert false_alarms(wild, spec(), 0.9)[1] == pytest.approx(1 / FOLDS), "the calm months are measured by the wild"
 
 
@@ -197,7 +198,7 @@ def test_a_budget_out_of_reach_is_said() -> None:
     with pytest.raises(NotEnoughData, match=r"at most 1 false alarms a month, found none: 1\.60 come .*max_misfit"):
         calibrate(measured(spiked({0: 2.0}), misfits=8, days=150), spec(), 1.0)
     with pytest.raises(NotEnoughData, match="found none"):
-        calibrate(measured(spiked({month: 99.0 for month in range(MONTHS)})), spec(), 0.9)
+        calibrate(measured(spiked(dict.fromkeys(range(MONTHS), 99.0))), spec(), 0.9)
 
 
 def test_a_column_without_a_distance_is_named() -> None:

@@ -95,7 +95,9 @@ def test_distances_on_sketches_are_the_scores_of_the_report() -> None:
         return sketch(table, report.kinds(spec), 500)
 
     reference, current = part(3000, False, ("gaps", "few")), part(900, True, ("region", "few"))
-    shown = {name: column.score for name, column in report.build(reference, current, spec).columns.items()}
+    columns = report.build(reference, current, spec).columns
+    assert report.columns(reference, current, spec) == columns
+    shown = {name: column.score for name, column in columns.items()}
     fast = distances(reference, current, report.kinds(spec), report.drifts(spec))
     assert [name for name, score in fast.items() if score is None] == ["gaps", "few", "region"]
     assert fast == {name: score if score is None else pytest.approx(score, abs=1e-9) for name, score in shown.items()}

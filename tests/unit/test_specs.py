@@ -309,6 +309,132 @@ def test_the_hash_follows_the_spec_and_its_query(project: Project) -> None:
     assert len({first, second, current()}) == 3
 
 
+# --- calibrated thresholds -------------------------------------------------------------------------------------------
+
+CALIBRATED: dict[str, Any] = {
+    "calibration": {
+        "as_of": "2024-06-01",
+        "budget": 1.0,
+        "false_alarms": 0.9,
+        "alarm_days": 0.1,
+        "by_kind": {"label_drift": 0.9},
+        "multiplier": 1.2,
+        "months": 40,
+        "seed": 0,
+    },
+    "thresholds": {"region": 0.031, "amount": 0.42, "probability": 0.57, "label": 0.115},
+}
+
+
+@pytest.fixture
+def calibrated(project: Project) -> Path:
+    """The project's thresholds.yaml; no threshold is left in its model.yaml."""
+    project.change(project.model, put("features.amount.drift", {"method": "wasserstein"}))
+    project.change(project.model, put("monitoring.prediction", {"method": "wasserstein"}))
+    path = project.model.with_name(specs.THRESHOLDS)
+    project.write(path, CALIBRATED)
+    return path
+
+
+def test_thresholds_beside_a_model_are_its_own(project: Project, calibrated: Path) -> None:
+    model = specs.models(project.root)["late_order"]
+    region, amount = model.features["region"].drift, model.features["amount"].drift
+    assert (region, amount) == (specs.Drift(threshold=0.031), specs.Drift(method="wasserstein", threshold=0.42))
+    assert model.features["region"].type == "category"
+    assert model.monitoring.prediction == specs.Drift(method="wasserstein", threshold=0.57)
+    assert model.monitoring.max_label_shift == 0.115
+    assert model.monitoring.window_days == 7
+    assert model.calibration is not None
+    assert (str(model.calibration.as_of), model.calibration.months) == ("2024-06-01", 40)
+
+    plain = specs.models(project.root, calibrated=False)["late_order"]
+    assert plain.calibration is None
+    assert plain.monitoring.prediction.threshold == specs.Drift().threshold
+    calibrated.unlink()
+    assert specs.models(project.root)["late_order"] == plain
+
+
+def test_the_hash_follows_the_thresholds(project: Project, calibrated: Path) -> None:
+    def current() -> str:
+        return specs.models(project.root)["late_order"].hash
+
+    found = {current()}
+    assert found == {current()}
+    for where, value in (("thresholds.amount", 0.43), ("thresholds.label", 0.2), ("calibration.seed", 1)):
+        project.change(calibrated, put(where, value))
+        found.add(current())
+    calibrated.unlink()
+    found.add(current())
+    assert len(found) == 5
+
+
+def test_some_columns_may_keep_their_own_threshold(project: Project, calibrated: Path) -> None:
+    for name in ("thresholds.probability", "thresholds.label", "thresholds.amount"):
+        project.change(calibrated, drop(name))
+    project.change(project.model, put("features.amount.drift.threshold", 0.3))
+    model = specs.models(project.root)["late_order"]
+    assert model.features["amount"].drift == specs.Drift(method="wasserstein", threshold=0.3)
+    assert model.monitoring.max_label_shift == 0.2
+
+
+THRESHOLD_MISTAKES = {
+    "an unknown feature": (put("thresholds.colour", 0.1), ["thresholds.colour", "expected a feature with drift"]),
+    "a list": (lambda spec: spec.update(thresholds=[0.1]), ["expected calibration and thresholds"]),
+    "no thresholds": (drop("thresholds"), ["expected calibration and thresholds", "['calibration']"]),
+    "no calibration": (drop("calibration"), ["expected calibration and thresholds", "['thresholds']"]),
+    "another part": (put("notes", "x"), ["expected calibration and thresholds", "'notes'"]),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), THRESHOLD_MISTAKES.values(), ids=THRESHOLD_MISTAKES)
+def test_a_mistake_in_the_thresholds_is_named(
+    project: Project, calibrated: Path, change: Any, named: list[str]
+) -> None:
+    project.change(calibrated, change)
+    error = project.error()
+    assert [part for part in [str(calibrated), "run make calibrate", *named] if part not in error] == [], error
+
+
+def test_thresholds_that_are_no_yaml_are_named(project: Project, calibrated: Path) -> None:
+    for text, named in ((b"a: [1", "expected YAML"), (b"", "expected a mapping"), (b"\xe9", "expected UTF-8")):
+        calibrated.write_bytes(text)
+        error = project.error()
+        assert str(calibrated) in error
+        assert named in error
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (put("thresholds.amount", "much"), ["amount", "'much'"]),
+        (put("thresholds.amount", 0), ["amount", "greater than 0"]),
+        (put("thresholds.label", 1.01), ["max_label_shift", "1.01"]),
+        (drop("calibration.as_of"), ["calibration.as_of", "required"]),
+        (put("calibration.alarm_days", 2), ["calibration.alarm_days", "2"]),
+        (put("calibration.colour", 2), ["calibration.colour", "2"]),
+    ],
+    ids=str,
+)
+def test_a_threshold_out_of_bounds_is_named(project: Project, calibrated: Path, change: Any, named: list[str]) -> None:
+    project.change(calibrated, change)
+    error = project.error()
+    assert [part for part in [str(calibrated.parent), *named] if part not in error] == [], error
+
+
+def test_a_threshold_has_one_place(project: Project, calibrated: Path) -> None:
+    project.change(project.model, put("features.amount.drift.threshold", 0.3))
+    error = project.error()
+    named = [str(project.model), "features.amount.drift.threshold", "thresholds.yaml has it"]
+    assert [part for part in named if part not in error] == [], error
+
+
+def test_a_feature_that_is_not_measured_has_no_threshold(project: Project, calibrated: Path) -> None:
+    project.change(project.model, put("features.amount.drift", None))
+    error = project.error()
+    named = [str(calibrated), "thresholds.amount", "run make calibrate again"]
+    assert [part for part in named if part not in error] == [], error
+
+
 # --- any mutation ----------------------------------------------------------------------------------------------------
 
 values = st.recursive(

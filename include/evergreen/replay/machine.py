@@ -291,7 +291,7 @@ def lived(history: History, scenario: Scenario, folder: Path, step: Callable[[dt
 
 # --- what is run -----------------------------------------------------------------------------------------------------
 
-BEFORE, AFTER = 12, 27
+BEFORE, AFTER = 8, 14
 """Days that a life with a fault begins before it and ends after it."""
 SHIFTS = (0.5, -0.5, 1.0)
 TOP = 10

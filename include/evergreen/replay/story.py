@@ -268,9 +268,8 @@ def _governed_rows(found: Found) -> list[list[str]]:
 
 def _verdicts(life: Life) -> str:
     kinds = [found["verdict"] for found in life.verdicts.values()]
-    return ", ".join(
-        f"{kind} on {kinds.count(kind)} days" for kind in sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))
-    )
+    ranked = sorted(sorted(set(kinds)), key=kinds.count, reverse=True)
+    return ", ".join(f"{kind} on {kinds.count(kind)} days" for kind in ranked)
 
 
 def _fault_rows(found: Found) -> list[list[str]]:
