@@ -519,7 +519,7 @@ def test_nothing_answers_without_a_login_and_an_analyst_only_reads(loop: Loop) -
 def test_pages_need_a_login_are_sandboxed_and_linked_from_their_tasks(loop: Loop) -> None:
     def page(path: str, user: str | None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {Api.login(loop.layout, user).token()}"} if user else {}
-        return httpx.get(f"{loop.layout.ui_url}/evergreen{path}", headers=headers, timeout=20, trust_env=False)
+        return httpx.get(f"{loop.layout.ui_url}/evergreen{path}", headers=headers, timeout=60, trust_env=False)
 
     report, validation = f"/reports/flight_delay/{LAST}", f"/validation/schedules/{LAST}"
     for path in (report, validation):
@@ -669,8 +669,8 @@ def test_a_truncated_file_stops_its_table_at_once_and_the_right_one_is_taken(
     backfill = loop.api.backfill(INGEST, BROKEN, BROKEN)
     run = loop.until("the backfill's run", lambda: loop.runs(INGEST, str(BROKEN)))[0]
     run_id = run["dag_run_id"]
-    assert loop.api.wait_run(INGEST, run_id, 60)["state"] == "failed"
-    loop.api.wait_backfill(backfill, 30)
+    assert loop.api.wait_run(INGEST, run_id)["state"] == "failed"
+    loop.api.wait_backfill(backfill)
 
     published = tasks_of(loop, run_id, "table.publish")
     task = published["schedules"]
@@ -1028,7 +1028,7 @@ def test_a_registered_version_is_made_again_byte_for_byte(loop: Loop) -> None:
 
 def test_what_waited_goes_on_when_its_files_have_come(loop: Loop, waiting: tuple[str, dict[str, str]]) -> None:
     run_id, _ = waiting
-    loop.succeeded(INGEST, run_id, timeout=90)
+    loop.succeeded(INGEST, run_id)
     loop.run_of(SCORE, str(WAITING))
     loop.run_of(MONITOR, str(WAITING))
     [scored] = loop.mart("select count(*) as n from flight_delay_current where as_of = ?", WAITING)

@@ -487,7 +487,7 @@ def test_faults_are_lived_beside_a_life_without(taken_in: History, monkeypatch: 
     clean, *lives = machine.faults(taken_in)
     assert clean.fault is None
     assert [s.name for s in (clean, *lives)] == ["no-fault", "x", "y"]
-    assert {(s.first, s.last) for s in (clean, *lives)} == {(AT - machine.BEFORE * DAY, AT + machine.AFTER * DAY)}
+    assert {(s.first, s.last) for s in (clean, *lives)} == {(machine.policies(past)[0].first, AT + machine.AFTER * DAY)}
 
 
 def test_placebo_alarms_need_a_calibration(taken_in: History, tmp_path: Path) -> None:

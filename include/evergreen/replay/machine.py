@@ -291,8 +291,8 @@ def lived(history: History, scenario: Scenario, folder: Path, step: Callable[[dt
 
 # --- what is run -----------------------------------------------------------------------------------------------------
 
-BEFORE, AFTER = 8, 14
-"""Days that a life with a fault begins before it and ends after it."""
+AFTER = 14
+"""Days that a life with a fault goes on after it."""
 SHIFTS = (0.5, -0.5, 1.0)
 TOP = 10
 DETECT_DAYS = 3
@@ -314,13 +314,15 @@ def faults(history: History) -> list[Scenario]:
         known = import_module(f"include.sources.{history.source.name}.faults").FAULTS
     except ModuleNotFoundError:
         return []
-    first, last = known[0].first - BEFORE * DAY, known[0].first + AFTER * DAY
+    first, last = policies(history)[0].first, known[0].first + AFTER * DAY
     clean = Scenario("no-fault", "governed", first, last)
     return [clean, *(Scenario(fault.name, "governed", first, last, fault) for fault in known)]
 
 
 def shifts(history: History, folder: Path, step: Callable[[str], None]) -> list[dict[str, Any]]:
     """Every number among the ten most important features, shifted from one of three dates on: when it was noticed.
+
+    Each date has a model trained a week before, on any baseline: what is tried is the watch, not the gate.
 
     Returns [{date, feature, rank, amount, delay (days; None within DETECT_DAYS not), named, verdict}].
     """
@@ -330,6 +332,7 @@ def shifts(history: History, folder: Path, step: Callable[[str], None]) -> list[
     from include.evergreen.replay.faults import shifted
 
     spec = _timeless(history.model)
+    spec = spec.model_copy(update={"gate": spec.gate.model_copy(update={"baseline_by": None})})
     whole = policies(history)[0]
     found = []
     for part in (1, 2, 3):

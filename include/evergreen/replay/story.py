@@ -208,8 +208,8 @@ def text(found: Found, picture: str) -> str:
     if found.faults:
         lines += [
             "## Faults of known date",
-            f"Each on {found.faults[1][0].fault.first if found.faults[1][0].fault else ''}, governed; the champion is "
-            f"{(found.faults[0][0].days[-1] - found.faults[0][0].days[0]).days} days under watch.",
+            f"Governed, from {found.faults[0][0].first} to {found.faults[0][0].last}; the fault is on "
+            f"{found.faults[1][0].fault.first if found.faults[1][0].fault else ''} or from then on.",
             "",
             *_table(
                 [

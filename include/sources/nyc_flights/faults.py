@@ -1,4 +1,4 @@
-"""Faults that this upstream could deliver, for the time machine: each on a known date of August 2013."""
+"""Faults that this upstream could deliver, for the time machine: each on 10 June 2013 or from then on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime as dt
 
 from include.evergreen.replay.faults import Fault, Row, flipped, shifted
 
-DATE = dt.date(2013, 8, 12)
+DATE = dt.date(2013, 6, 10)
 WEEK = dt.timedelta(days=6)
 KILOMETRES = 1.609344
 HALF_A_DEVIATION = 0.079
