@@ -62,7 +62,7 @@ def platform(tmp_path: Path) -> Platform:
 
 def score(platform: Platform, day: dt.date, version: int = 1) -> None:
     spec, source, run_id = examples.model(), examples.source(), f"score-{day}-{version}"
-    publish(platform, spec, source, day, predict(platform, spec, source, day, run_id, version), run_id)
+    publish(platform, spec, source, day, predict(platform, spec, source, day, run_id, version), run_id, replace=True)
 
 
 def arrives(platform: Platform, *steps: tuple[float, int]) -> None:

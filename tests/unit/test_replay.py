@@ -484,7 +484,8 @@ def test_faults_are_lived_beside_a_life_without(taken_in: History, monkeypatch: 
     made = types.ModuleType("include.sources.shop.faults")
     made.FAULTS = (Fault("x", "x", AT, AT), Fault("y", "y", AT, AT))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, made.__name__, made)
-    clean, *lives = machine.faults(taken_in)
+    past = taken_in
+    clean, *lives = machine.faults(past)
     assert clean.fault is None
     assert [s.name for s in (clean, *lives)] == ["no-fault", "x", "y"]
     assert {(s.first, s.last) for s in (clean, *lives)} == {(machine.policies(past)[0].first, AT + machine.AFTER * DAY)}

@@ -102,7 +102,7 @@ def _effective_from(
 ) -> dt.date | None:
     """The first date a late approval may score: none that is scored, none before the champion of today began.
 
-    None leaves it to `training.promote`: nothing is scored, and there is no champion.
+    None leaves it to `training.put_in_force`: nothing is scored, and there is no champion.
     """
     scored = [row["as_of"] for row in platform.mart.scorings(spec.name) if row["is_current"]]
     if champion is None and not scored:
@@ -215,7 +215,7 @@ def _promote(
         "reasons": [*recorded["reasons"], *gate["reasons"]],
         "evidence": {**gate["evidence"], "champion_version": recorded["evidence"]["champion"]},
     }
-    done = training.promote(
+    done = training.put_in_force(
         platform,
         spec,
         candidate.as_of,

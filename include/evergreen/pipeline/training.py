@@ -275,10 +275,24 @@ def promote(
     key: str,
     registered: dict[str, Any],
     decided: dict[str, Any],
+) -> dict[str, Any]:
+    """`put_in_force`, one at a time and never beside a rollback."""
+    with platform.mart.lock(f"champion-{spec.name}"):
+        return put_in_force(platform, spec, as_of, key, registered, decided)
+
+
+def put_in_force(
+    platform: Platform,
+    spec: ModelSpec,
+    as_of: dt.date,
+    key: str,
+    registered: dict[str, Any],
+    decided: dict[str, Any],
     effective_from: dt.date | None = None,
     actor: str = "gate",
 ) -> dict[str, Any]:
-    """Make an accepted version champion: the ledger first, then the mart's history, then the alias.
+    """Make an accepted version champion: the ledger first, then the mart's history, then the alias. For the holder of
+    the lock `champion-<model>`.
 
     It is in force for as-of dates after the one it was trained as of (that one is already scored), and for that one
     too when it is the first champion. A promotion that a rollback or a later promotion has overruled stays so: it is
