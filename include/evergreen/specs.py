@@ -270,8 +270,8 @@ class Gate(Spec):
     """What a challenger must show on two holdouts: the newest days (fresh), where it must gain, and the frozen days,
     where it must not lose.
 
-    `auc_by_day` is the share of pairs of one day ranked right; `value` needs the model's `costs`. Gains and drops are in
-    units of the metric: for `value` set all three. Bounds hold each with `confidence`, from `resamples` of whole days.
+    `auc_by_day` is the share of pairs of one day ranked right; `value` needs the model's `costs`. Gains and drops are
+    in units of the metric: for `value` set all three. Bounds hold each with `confidence`, from `resamples` of days.
     `floors` are minimum values. The baseline is the training rate of the label by `baseline_by` (in 24 quantile bins of
     a number, by value of a category), or overall when it is null. A slice is a value of a category with at least
     `min_slice_rows` rows.
