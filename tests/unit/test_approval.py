@@ -424,7 +424,7 @@ def test_a_promotion_that_broke_off_is_completed(platform: MemoryPlatform, monke
         def dies(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(training, "promote", dies)
+        patch.setattr(training, "put_in_force", dies)
         with pytest.raises(KeyboardInterrupt):
             decide(platform, payload, answer(), "approve-2")
     assert champion(platform) == 1
