@@ -99,6 +99,16 @@ def test_thresholds_are_found_by_hand() -> None:
     assert calibrate(measured(spiked(high)), spec(), 0.4).multiplier == 3.02
 
 
+def test_runs_that_grow_together_are_no_fewer_alarms() -> None:
+    """Five alarms a month from 3 times the scale on would be one from 2 times on: the search does not go there."""
+    distances = still()
+    distances[:4, 0:9:2, COLUMNS.index(PREDICTION)] = 3.0
+    distances[:4, 1:9:2, COLUMNS.index(PREDICTION)] = 2.0
+    rates = [false_alarms(measured(distances), spec(), m)[0] for m in (3.02, 3.0, 2.0)]
+    assert rates == [0.0, pytest.approx(0.5), pytest.approx(0.1)]
+    assert calibrate(measured(distances), spec(), 0.3).multiplier == 3.02
+
+
 def test_one_long_alarm_is_not_one_false_alarm() -> None:
     """Below the scale every day is in alarm: one run a month, which no budget buys."""
     found = calibrate(measured(spiked({0: 2.0})), spec(), 4.0)

@@ -429,7 +429,7 @@ def test_what_was_lived_is_not_lived_again(taken_in: History, tmp_path: Path) ->
     assert timeless(fresh) == timeless(life)
 
 
-def test_half_a_journal_is_no_journal(tmp_path: Path) -> None:
+def test_half_a_journal_is_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with machine.journal(tmp_path, "a") as (kept, keep):
         assert kept is None
         with pytest.raises(TypeError):
@@ -437,6 +437,15 @@ def test_half_a_journal_is_no_journal(tmp_path: Path) -> None:
     with machine.journal(tmp_path, "a") as (kept, keep):
         assert kept is None
         keep({"b": 1, "a": [2]})
+
+    def dies(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched, machine.journal(tmp_path, "a") as (kept, keep):
+        assert kept == {"a": [2], "b": 1}
+        patched.setattr(Path, "replace", dies)
+        with pytest.raises(OSError, match="the disk is full"):
+            keep({"b": 2})
     with machine.journal(tmp_path, "a") as (kept, _):
         assert kept == {"a": [2], "b": 1}
 
