@@ -13,7 +13,6 @@ import duckdb
 from include.evergreen.replay.world import History
 
 FIRST, LAST = dt.date(2013, 1, 1), dt.date(2013, 12, 31)
-SECONDS = 60
 
 
 def delivered(folder: Path) -> dict[str, int]:
@@ -38,9 +37,9 @@ def delivered(folder: Path) -> dict[str, int]:
     }
 
 
-def test_the_year_is_taken_in(flights: tuple[History, float], tmp_path: Path) -> None:
+def test_the_year_is_taken_in(flights: History, tmp_path: Path) -> None:
     """A partition that stops would have raised."""
-    year, took = flights
+    year = flights
     assert (year.first, year.last) == (FIRST, LAST)
     platform = year.platform(tmp_path / "year")
     totals = platform.mart.totals()
@@ -67,4 +66,3 @@ def test_the_year_is_taken_in(flights: tuple[History, float], tmp_path: Path) ->
     assert float(json.loads(gale["row"])["wind_speed"]) == 1048.36058
     assert "wind_speed: expected 0 <= value <= 150" in gale["reasons"][0]
     assert all(batch["status"] == "published" for batch in platform.mart.batches())
-    assert took < SECONDS, f"expected the year within {SECONDS} s, found {took:.1f} s"
