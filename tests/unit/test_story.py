@@ -219,7 +219,9 @@ def test_the_first_sign_of_a_fault(fault: Fault, noticed: int | None, what: str)
     chosen, given = next((s, one) for s, one in found().faults if s.fault is fault)
     assert story.detection(chosen, given) == (noticed, what)
     early = {"2024-06-20": verdict("broken_data", "x")}
-    assert story.detection(chosen, replace(given, verdicts={**given.verdicts, **early})) == (noticed, what)
+    stopped = {"2024-06-21": "DeliveryMissing: of another day"}
+    both = replace(given, verdicts={**given.verdicts, **early}, stopped={**given.stopped, **stopped})
+    assert story.detection(chosen, both) == (noticed, what)
 
 
 def test_the_earlier_of_two_signs_is_the_first() -> None:
