@@ -38,6 +38,7 @@ from include.evergreen.local.layout import PORTS, PROJECT, Layout
 from include.evergreen.local.stack import Stack
 from tests.conftest import free_port
 
+pytestmark = pytest.mark.timeout(1800)  # the first test pays for the demo
 DAY = dt.timedelta(days=1)
 SCENARIO = demo.Scenario(
     history_from=dt.date(2013, 1, 1),
