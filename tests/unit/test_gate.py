@@ -106,7 +106,6 @@ ACCEPTED = {
     "no frozen rows yet": replace(GOOD, frozen=None),
     "a frozen loss within its interval": frozen(Estimate(-0.03, -0.07, -0.0199)),
     "a frozen loss that is allowed": frozen(Estimate(-0.015, -0.019, -0.011)),
-    "frozen rows that say nothing": frozen(UNKNOWN),
     "a slice worse within its interval": slices(part("JFK", Estimate(-0.2, -0.4, -0.029))),
     "a slice that says nothing": slices(part("JFK", UNKNOWN)),
     "no slices": slices(),
@@ -166,6 +165,8 @@ UNDECIDED = {
     "an obstacle to the first one": (replace(NONE_YET, obstacles=("one",)), "one"),
     "an obstacle to a twin": (replace(GOOD, identical=True, obstacles=("one",)), "one"),
     "no leak check": (replace(GOOD, leak_rows=0), "leak check"),
+    "frozen rows that say nothing": (frozen(UNKNOWN), "frozen rows", "undefined"),
+    "frozen rows without bounds": (frozen(Estimate(0.01, -math.inf, math.inf)), "frozen rows", "undefined"),
     "a NaN gain": (fresh(over_champion=UNKNOWN), "undefined"),
     "an infinite gain": (fresh(over_champion=Estimate(math.inf, math.inf, math.inf)), "undefined"),
     "a champion that could not be measured": (fresh(champion=None, over_champion=None), "champion 1", "undefined"),
@@ -227,6 +228,11 @@ def test_every_failed_reason_is_given() -> None:
     told = list(decision.reasons)
     assert len(told) == len(expected), told
     assert [text for text, reason in zip(expected, told, strict=True) if text not in reason] == [], told
+
+
+def test_a_yes_names_the_slices_that_could_not_be_measured() -> None:
+    told = gate(slices(part("JFK", UNKNOWN), part("LGA", about(0.1))), RULES).reasons
+    assert "no slice of 2 is worse; auc is undefined in airport = JFK" in told
 
 
 def test_a_no_gives_no_reason_for_a_yes() -> None:

@@ -70,7 +70,7 @@ def _read(layout: Layout, wanted: argparse.Namespace) -> tuple[list[sqlite3.Row]
 
 
 def _table(rows: list[sqlite3.Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     several = len({row["subject"] for row in rows}) > 1
     table.add_column("as of", no_wrap=True)
     if several:

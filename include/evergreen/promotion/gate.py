@@ -81,7 +81,7 @@ class Evaluation:
         champion_version: None without a champion.
         identical: the challenger's bytes are the champion's.
         obstacles: why a fair comparison is impossible, one sentence each.
-        model_mb: size of the stored model, MB. ms_per_1k: milliseconds to score 1,000 rows.
+        model_mb: size of the stored model, MB. ms_per_1k: processor milliseconds to score 1,000 rows.
         leak_rows: entity rows on which the leak check passed.
         frozen_from: where the frozen rows come from: its days, snapshots, cut and the ledger's row.
     """
@@ -194,16 +194,24 @@ def _against_champion(facts: Evaluation, rules: Gate, check: Any, impossible: li
     )
     if facts.frozen is not None and facts.frozen.over_champion is not None:
         kept = facts.frozen.over_champion
-        check(
-            not kept.high < -rules.max_frozen_drop,
-            f"{metric} {said(kept, sign=True)} over {who} on {facts.frozen.rows:,} frozen rows",
-            f"{metric} falls by {said(-kept)} on {facts.frozen.rows:,} frozen rows, "
-            f"at most {rules.max_frozen_drop:g} allowed",
-        )
+        if math.isfinite(kept.value) and math.isfinite(kept.high):
+            check(
+                kept.high >= -rules.max_frozen_drop,
+                f"{metric} {said(kept, sign=True)} over {who} on {facts.frozen.rows:,} frozen rows",
+                f"{metric} falls by {said(-kept)} on {facts.frozen.rows:,} frozen rows, "
+                f"at most {rules.max_frozen_drop:g} allowed",
+            )
+        else:
+            impossible.append(
+                f"the {metric} gain over {who} is {said(kept)} on {facts.frozen.rows:,} frozen rows: undefined"
+            )
+    gains = {f"{s.column} = {s.value}": s.over_champion for s in facts.slices}
+    unknown = [name for name, gain in gains.items() if gain and not math.isfinite(gain.value)]
     worse = [s for s in facts.slices if s.over_champion and s.over_champion.high < -rules.max_slice_drop]
     check(
         not worse,
-        f"no slice of {len(facts.slices)} is worse",
+        f"no slice of {len(facts.slices)} is worse"
+        + (f"; {metric} is undefined in {', '.join(unknown)}" if unknown else ""),
         "; ".join(
             f"{s.column} = {s.value}: {metric} falls by {said(-s.over_champion)} on {s.rows:,} rows, "
             f"at most {rules.max_slice_drop:g} allowed"
