@@ -48,6 +48,7 @@ class Story:
     """What happened so far, and the rules told a second time, by brute force."""
 
     policy: Retrain
+    fresh_days: int
     verdicts: dict[dt.date, tuple[str, str | None]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -68,6 +69,10 @@ class Story:
         stops = [*lost[:1], *(one.as_of for one in self.requests if one.drift and lost and one.as_of > lost[0])]
         rules = {
             "broken data": latest == "broken_data",
+            "broken fresh days": any(
+                kind == "broken_data" and 0 < (as_of - day).days <= self.fresh_days
+                for day, (kind, _) in self.verdicts.items()
+            ),
             "latest": latest not in DRIFTS,
             "n of m": sum(self.verdicts[day][0] in DRIFTS for day in days) < policy.breaches,
             "once a date": as_of in asked,
@@ -82,8 +87,8 @@ class Story:
 @settings(deadline=None, max_examples=300)
 @given(policies(), st.data())
 def test_yes_exactly_when_no_rule_is_broken(policy: Retrain, data: st.DataObject) -> None:
-    story = Story(policy)
-    limits = [policy.cooldown_days, policy.budget_days, policy.same_drift_days, policy.breaker_days]
+    story = Story(policy, data.draw(st.integers(0, 8)))
+    limits = [story.fresh_days, policy.cooldown_days, policy.budget_days, policy.same_drift_days, policy.breaker_days]
     far = sorted({sign * limit + off for limit in limits for sign in (1, -1) for off in (-1, 0, 1)})
     days: list[dt.date] = []
     for step in range(data.draw(st.integers(4, 25))):
@@ -99,7 +104,7 @@ def test_yes_exactly_when_no_rule_is_broken(policy: Retrain, data: st.DataObject
         else:
             story.verdicts[day] = (data.draw(KINDS), data.draw(COLUMNS))
             history = [Window(at, kind) for at, (kind, _) in story.verdicts.items()]
-            decision = govern(day, history, story.requests, story.outcomes, story.drift(day), policy)
+            decision = govern(day, history, story.requests, story.outcomes, story.drift(day), policy, story.fresh_days)
             broken = story.broken_rules(day)
             assert decision.accepted is (not broken), (broken, decision.reasons)
             assert decision.evidence["halted"] is (broken == {"breaker"})
@@ -128,7 +133,8 @@ def test_the_order_of_arrival_and_later_verdicts_do_not_matter(
     outcomes = [Outcome(day, order, accepted) for order, (day, accepted) in enumerate(gates)]
     known = [window for window in history if window.as_of <= as_of]
     shuffled = [rng.sample(items, len(items)) for items in (history, requests, outcomes)]
-    assert govern(as_of, *shuffled, "a", policy) == govern(as_of, known, requests, outcomes, "a", policy)  # type: ignore[arg-type]
+    given = govern(as_of, *shuffled, "a", policy, 7)  # type: ignore[arg-type]
+    assert given == govern(as_of, known, requests, outcomes, "a", policy, 7)
 
 
 # --- monitors at once, on a real mart --------------------------------------------------------------------------------
@@ -157,7 +163,7 @@ class World:
     def __init__(self, folder: Path, policy: Retrain) -> None:
         self.spec: ModelSpec = examples.model(retrain=policy.model_dump())
         self.platform: MemoryPlatform = memory_platform(folder)
-        self.story = Story(policy)
+        self.story = Story(policy, self.spec.training.holdout_days)
         self.runs = itertools.count()
         self.read = 0
         self.paged = False

@@ -234,6 +234,7 @@ def test_the_evidence_can_be_read_later() -> None:
     assert evidence == {
         "fingerprint": DRIFT,
         "windows": {"2013-12-07": "ok", "2013-12-08": "covariate_drift", "2013-12-09": "covariate_drift"},
+        "broken_fresh_days": [],
         "nearest_request": "2013-12-01",
         "nearest_same_drift": "2013-11-09",
         "requests_in_budget_window": ["2013-12-01"],
@@ -242,3 +243,14 @@ def test_the_evidence_can_be_read_later() -> None:
         "halted": False,
         "policy": POLICY.model_dump(mode="json"),
     }
+
+
+def test_a_broken_day_among_those_the_gate_would_compare_refuses() -> None:
+    def asked(last_broken: int, fresh_days: int) -> Decision:
+        days = [Window(ago(last_broken), "broken_data"), Window(ago(1), "label_drift"), Window(TODAY, "label_drift")]
+        return govern(TODAY, days, [], [], DRIFT, POLICY, fresh_days)
+
+    check(asked(7, 7), False, "1 of the last 7 days stand as broken data, the last 2013-12-02")
+    assert asked(7, 7).evidence["broken_fresh_days"] == ["2013-12-02"]
+    check(asked(8, 7), True)
+    check(asked(2, 0), True)

@@ -97,12 +97,14 @@ def govern(
     outcomes: Iterable[Outcome],
     drift: str | None,
     policy: Retrain,
+    fresh_days: int = 0,
 ) -> Decision:
     """Should `as_of` ask for a retrain?
 
     Yes when the verdict of `as_of` is a breach, at least `policy.breaches` of the last `policy.windows` verdicts are,
     no request lies within `policy.cooldown_days`, none for the same drift within `policy.same_drift_days`, no window
-    of `policy.budget_days` days would hold more than `policy.budget` requests, and the breaker is not open. Later
+    of `policy.budget_days` days would hold more than `policy.budget` requests, the breaker is not open, and no date of
+    the gate's fresh days stands as broken data: the gate could not decide, and what dropped may be those labels. Later
     requests and outcomes count too, later verdicts do not.
 
     Args:
@@ -110,6 +112,7 @@ def govern(
         requests: those allowed so far, in any order; those of the schedule count for cooldown and budget.
         outcomes: what the gate said of every challenger, in any order.
         drift: fingerprint of the drift of `as_of`.
+        fresh_days: days before `as_of` on which the gate would compare.
 
     Returns:
         The decision with every reason; `evidence["halted"]` when the breaker alone stood in the way.
@@ -128,8 +131,12 @@ def govern(
     fuse = breaker(outcomes, requests, policy)
     state = fuse.state(as_of)
 
+    fresh = as_of - dt.timedelta(days=fresh_days)
+    broken = [day for day in sorted(verdicts) if fresh <= day < as_of and verdicts[day] == "broken_data"]
+
     refusals = [
         *_verdict_refusals(verdicts.get(as_of), as_of),
+        *([_unjudged(broken, fresh_days)] if broken else []),
         *([count] if len(breached) < policy.breaches else []),
         *_distance_refusals(as_of, nearest, same, policy),
     ]
@@ -148,6 +155,7 @@ def govern(
     evidence = {
         "fingerprint": drift,
         "windows": {day.isoformat(): verdicts[day] for day in last},
+        "broken_fresh_days": [day.isoformat() for day in broken],
         "nearest_request": nearest.isoformat() if nearest else None,
         "nearest_same_drift": same.isoformat() if same else None,
         "requests_in_budget_window": [day.isoformat() for day in spent],
@@ -199,6 +207,13 @@ def _verdict_refusals(latest: str | None, as_of: dt.date) -> list[str]:
     if latest == "broken_data":
         return [f"the data of {as_of} is broken: repair it first, broken data never retrains a model"]
     return [] if latest in BREACHES else [f"the latest verdict, {as_of}, is {latest}"]
+
+
+def _unjudged(broken: Sequence[dt.date], fresh_days: int) -> str:
+    return (
+        f"{len(broken)} of the last {fresh_days} days stand as broken data, the last {broken[-1]}: the gate could not "
+        "decide; repair and monitor them again"
+    )
 
 
 def _distance_refusals(as_of: dt.date, nearest: dt.date | None, same: dt.date | None, policy: Retrain) -> list[str]:

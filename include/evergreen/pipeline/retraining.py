@@ -42,7 +42,8 @@ def ask(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str) -> Ask
         if mine is not None:
             return _asked(mine)
         gates = platform.mart.decisions(subject=spec.name, kind="gate")
-        verdicts = platform.mart.monitorings(spec.name, until=as_of, limit=spec.retrain.windows)
+        fresh_days = spec.training.holdout_days
+        verdicts = platform.mart.monitorings(spec.name, until=as_of, limit=max(spec.retrain.windows, fresh_days + 1))
         latest = next((row for row in verdicts if row["as_of"] == as_of), None)
         decision = govern(
             as_of,
@@ -55,6 +56,7 @@ def ask(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str) -> Ask
             ],
             _fingerprint(platform, latest) if latest else None,
             spec.retrain,
+            fresh_days,
         )
         if latest is None or latest["verdict"] == "ok":
             return Asked(decision)
