@@ -12,7 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from include.evergreen.drift.profile import MIN_DAYS, SUPPORT_DAYS, UNITS, Profile, learn, misfits
+from include.evergreen.drift.profile import (
+    MAX_USUAL,
+    MAX_USUAL_EARLY,
+    MIN_DAYS,
+    SEASONAL_DAYS,
+    SUPPORT_DAYS,
+    UNITS,
+    Profile,
+    learn,
+    misfits,
+)
 from include.evergreen.drift.verdict import Misfit
 from include.evergreen.specs import ModelSpec
 
@@ -316,3 +326,23 @@ def test_only_the_days_up_to_the_date_are_looked_at() -> None:
     assert misfits(profile(), between(rows, 60, 80), date(73), LIMIT).keys() == {"miles"}
     assert misfits(profile(), between(rows, 60, 80), date(85), LIMIT) == {}, "no row of that date"
     assert misfits(profile(), between(rows, 60, 60), date(60), LIMIT) == {}
+
+
+def test_a_day_without_most_of_its_rows_teaches_no_mean() -> None:
+    """After a storm few labels arrive, and those of odd rows: their means are not the day's."""
+    rows = changed(world(), 30, "temp", lambda v: v + 60)
+    kept = pa.array((np.arange(len(rows)) // PER_DAY != 30) | (np.arange(len(rows)) % PER_DAY < 10))
+    few = learn(between(rows, 0, LEARNED).filter(kept[: LEARNED * PER_DAY]), spec())
+    assert sorted(few.weights) == sorted(TWINS)
+    assert "temp" not in learn(between(rows, 0, LEARNED), spec()).weights, "a whole day like that is a habit broken"
+
+
+def test_a_column_that_seldom_repeats_a_value_needs_more_than_a_season() -> None:
+    """`n` takes five of 400 values a day: on some of the days left out most are new."""
+    days = SEASONAL_DAYS + 20
+    values = np.random.default_rng(1).integers(0, 400, days * 5).astype("float64")
+    rows = world(1, days).append_column("n", pa.array(np.repeat(values, PER_DAY // 5)))
+    early = learn(between(rows, 0, SEASONAL_DAYS - 1), spec(n={}))
+    late = learn(between(rows, 0, days), spec(n={}))
+    assert "n" not in early.support
+    assert MAX_USUAL_EARLY < 2 * late.unseen["n"] - 1 <= MAX_USUAL

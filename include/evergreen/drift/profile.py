@@ -7,7 +7,8 @@ support: which values occur. Instruments and prices live on a lattice; a changed
     once, a warm week does not. Watched over the last days together: the share of rows that hold no known value; where
     new extremes are usual, only of rows between the smallest and the largest known value.
 fit: the mean of the day, as the other columns' means (and the weekday) say it should be, by ridge regression. One
-    shifted column no longer fits columns that a storm moves together.
+    shifted column no longer fits columns that a storm moves together. Learned on days of usual volume: where most rows
+    lost their label, the mean of the rest is not the day's.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from include.evergreen.drift.verdict import Misfit
+from include.evergreen.drift.verdict import MIN_ROWS_RATIO, Misfit
 from include.evergreen.specs import ModelSpec
 
 SUPPORT_DAYS = 3
-MAX_VALUES = 1000
+MAX_VALUES = 2000
 """A column with more distinct values lives on no lattice."""
-MAX_USUAL = 0.6
-"""A column whose days have lacked known values to this share is not watched."""
+MAX_USUAL, MAX_USUAL_EARLY = 0.8, 0.5
+"""A column whose days have lacked known values to this share is not watched; the second before SEASONAL_DAYS."""
 FOLDS = 5
 MIN_DAYS = 28
 """Training days with a value that it takes to speak of a habit."""
+SEASONAL_DAYS = 100
+"""The same for a column that seldom repeats a value: one season says little of the next."""
 RIDGE, WEEKDAY_RIDGE = 1.0, 1e-3
 HEADROOM = 0.75
 """A column is watched when its misfit stayed within this part of the limit."""
@@ -122,16 +125,20 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
     support, unseen, bounded, weights = {}, {}, set(), {}
     z = _standardised(values, day, len(days), columns, mean, std)
     folds = np.array_split(np.arange(len(days)), FOLDS)
+    volume = np.bincount(day, minlength=len(days))
+    usual = np.flatnonzero(volume >= MIN_ROWS_RATIO * np.median(volume)) if len(days) else np.arange(0)
+    usual_folds = np.array_split(np.arange(len(usual)), FOLDS)
     for index, name in enumerate(columns):
         if np.isfinite(z[:, index]).sum() < MIN_DAYS:
             continue
+        seasons = np.isfinite(z[:, index]).sum() >= SEASONAL_DAYS
         for strict in (True, False):
-            found = _lattice(values[name], day, len(days), folds, strict)
+            found = _lattice(values[name], day, len(days), folds, strict, MAX_USUAL if seasons else MAX_USUAL_EARLY)
             if found is not None:
                 support[name], unseen[name] = found
                 bounded |= {name} if strict else set()
                 break
-        learned = _relation(z, _weekdays(days), index, folds, HEADROOM * spec.monitoring.max_misfit)
+        learned = _relation(z[usual], _weekdays(days)[usual], index, usual_folds, HEADROOM * spec.monitoring.max_misfit)
         if learned is not None:
             weights[name] = learned
     daily = {name: _daily(values[name], day, len(days)) for name in columns}
@@ -202,7 +209,7 @@ def _values(rows: pa.Table, name: str) -> np.ndarray:
 
 
 def _lattice(
-    values: np.ndarray, day: np.ndarray, size: int, folds: list[np.ndarray], strict: bool
+    values: np.ndarray, day: np.ndarray, size: int, folds: list[np.ndarray], strict: bool, most: float
 ) -> tuple[np.ndarray, float] | None:
     """The known values of a column and the limit of what may be unknown; None for a column that is not watched."""
     finite = np.isfinite(values)
@@ -220,7 +227,7 @@ def _lattice(
         share[fold] = counts[fold][:, between & ~seen].sum(axis=1) / np.maximum(total, 1)
     runs = np.convolve(share, np.ones(SUPPORT_DAYS) / SUPPORT_DAYS, mode="valid")
     usual = float(runs.max())
-    return None if usual > MAX_USUAL else (known, (1 + usual) / 2)
+    return None if usual > most else (known, (1 + usual) / 2)
 
 
 def _daily_unseen(values: np.ndarray, ordinals: np.ndarray, known: np.ndarray, strict: bool) -> float:
