@@ -234,6 +234,10 @@ def text(found: Found, picture: str) -> str:
             ["feature", "noticed within 3 days", "mean delay in days", "named first", "verdict"], _shift_rows(found)
         ),
         "",
+        "What is missed is what no habit of the training days speaks of: columns whose mean does not follow from the "
+        "others and whose values seldom repeat ([ADR 15](adr/0015-triage-before-action.md)). Their weeks differ by "
+        "more than the shift.",
+        "",
         "## False alarms",
         f"Placebo months: a model trained without a part of the history watches weeks of that part. On "
         f"{found.placebo['months']} months drawn anew: {found.placebo['a_month']:.2f} a month "
