@@ -1,12 +1,10 @@
-"""The mart and the ledger: one suite over SQLite and, where EVERGREEN_TEST_POSTGRES_URL is set, PostgreSQL."""
+"""The mart and the ledger: one suite over SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
 import datetime as dt
-import os
 import sqlite3
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ import sqlalchemy as sa
 from include.evergreen.errors import AccountingError, NotFound, Refused, Unavailable
 from include.evergreen.mart.schema import cohorts
 from include.evergreen.mart.store import Mart
+from include.evergreen.mart.views import names
 from include.evergreen.specs import ModelSpec, SourceSpec
 
 KEY = ["flight_date", "carrier", "flight", "origin"]
 DAY = dt.date(2013, 7, 1)
-POSTGRES = os.environ.get("EVERGREEN_TEST_POSTGRES_URL")
 
 
 def source() -> SourceSpec:
@@ -147,25 +145,6 @@ def at_once(work: Callable[[int], None], workers: int = 4) -> list[Exception]:
     return failures
 
 
-@pytest.fixture(
-    params=["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL"))]
-)
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'mart.db'}"
-        return
-    server = sa.create_engine(str(POSTGRES), isolation_level="AUTOCOMMIT")
-    name = f"mart_{uuid.uuid4().hex}"
-    with server.connect() as connection:
-        connection.exec_driver_sql(f"create database {name}")
-    try:
-        yield sa.make_url(str(POSTGRES)).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with server.connect() as connection:
-            connection.exec_driver_sql(f"drop database {name} with (force)")
-        server.dispose()
-
-
 @pytest.fixture
 def mart(uri: str) -> Iterator[Mart]:
     made = Mart(uri)
@@ -191,7 +170,7 @@ def test_creating_at_once_and_again_fails_nowhere(uri: str) -> None:
     mart = Mart(uri)
     inspector = sa.inspect(mart.engine)
     assert {"ledger", "flight_delay_predictions", "flight_delay_labels"} <= set(inspector.get_table_names())
-    assert set(inspector.get_view_names()) == {"flight_delay_current", "flight_delay_outcomes"}
+    assert set(inspector.get_view_names()) == {"model_decisions", *names(model())}
     mart.engine.dispose()
 
 

@@ -361,3 +361,17 @@ def test_one_withdraws_at_a_time(platform: MemoryPlatform, monkeypatch: pytest.M
     monkeypatch.setattr(platform.mart, "lock", watched)
     steps.withdraw(platform, SPEC, planned, "run-1", "ada", "a test", dry_run=False)
     assert held == [f"champion-{SPEC.name}"]
+
+
+def test_analysts_see_which_dates_were_restated_and_why(platform: MemoryPlatform) -> None:
+    run(platform, 1)
+    run(platform, 1)  # a cleared run
+    found = {
+        row["as_of"].isoformat(): row["restated_reason"]
+        for row in platform.mart.scorings(SPEC.name)
+        if row["restated_at"]
+    }
+    assert found == dict.fromkeys(WITHDRAWN, "rollback: a test")
+    with platform.mart.reading() as connection:
+        query = f"select as_of, count(*) from {SPEC.name}_current where restated_reason = 'rollback: a test' group by 1"
+        assert dict(tuple(row) for row in connection.execute(sa.text(query))) == dict.fromkeys(WITHDRAWN, 60)

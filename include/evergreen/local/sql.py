@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from include.evergreen.local.layout import Layout
+from include.evergreen.mart.database import read_only_uri
 
 MAX_ROWS = 1000
 
@@ -23,7 +24,7 @@ def main(layout: Layout, query: str) -> int:
         print(f"expected the mart at {layout.mart_db}, found none: run `make demo` first", file=sys.stderr)
         return 1
     try:
-        with closing(sqlite3.connect(f"file:{layout.mart_db}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(read_only_uri(layout.mart_db), uri=True)) as connection:
             cursor = connection.execute(query)
             rows = cursor.fetchmany(MAX_ROWS + 1)
             names = [column[0] for column in cursor.description or []]

@@ -45,6 +45,7 @@ ledger = sa.Table(
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False),
     sa.UniqueConstraint("kind", "subject", "as_of", "run_id", name="one_decision_per_run"),
+    sa.Index("ledger_by_subject", "subject", "id"),
     comment="Every decision, with its reasons and evidence. Append only.",
 )
 
@@ -72,6 +73,18 @@ scorings = sa.Table(
     sa.Column("snapshot_id", sa.BigInteger),
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("scored_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("decision_rate", sa.Double, comment="share of rows decided yes"),
+    sa.Column("digest", sa.String(64), comment="SHA-256 of the rows; null for a scoring of before it was kept"),
+    sa.Column("restated_at", sa.DateTime(timezone=True), comment="when it took the place of other rows; null: a first"),
+    sa.Column("restated_reason", sa.Text, comment="why it took their place"),
+    sa.Index(
+        "scorings_current",
+        "model",
+        "as_of",
+        "version",
+        sqlite_where=sa.text("is_current = 1"),
+        postgresql_where=sa.text("is_current"),
+    ),
     comment="Every scoring of a partition; the current one is what analysts see",
 )
 
@@ -88,6 +101,7 @@ monitorings = sa.Table(
     sa.Column("report_uri", sa.Text),
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("monitorings_by_verdict", "model", "verdict", "as_of"),
     comment="One verdict per model and as-of date, with its numbers",
 )
 
@@ -114,4 +128,65 @@ cohorts = sa.Table(
     sa.Column("run_id", sa.Text, nullable=False, comment="the run that found these figures"),
     sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False, comment="when it recorded them, UTC"),
     comment="Performance of one scored date by one version, on the labels known so far",
+)
+
+alerts = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("cause", sa.String(200), nullable=False, comment="what repeats are folded by: subject and kind"),
+    sa.Column("subject", sa.String(64), nullable=False, comment="the model or source"),
+    sa.Column(
+        "kind",
+        sa.String(32),
+        nullable=False,
+        comment="what is wrong: see alerts.cause.KINDS",
+    ),
+    sa.Column("severity", sa.String(8), nullable=False, comment="page | warn"),
+    sa.Column("what", sa.Text, nullable=False, comment="one or two sentences, of the newest occurrence"),
+    sa.Column("as_of", sa.Date, comment="as-of date of the newest occurrence"),
+    sa.Column("since", sa.Date, comment="as-of date of the first occurrence of this episode"),
+    sa.Column("link", sa.Text, nullable=False, comment="path of the page about it, under /evergreen"),
+    sa.Column("runbook", sa.Text, nullable=False, comment="docs/runbooks/*.md"),
+    sa.Column("seen", sa.Integer, nullable=False, comment="occurrences folded into this alert"),
+    sa.Column("opened_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("resolved_at", sa.DateTime(timezone=True), comment="null while it is open"),
+    sa.Column("resolution", sa.Text, comment="what ended it"),
+    sa.Column("resolved_as_of", sa.Date, comment="as-of date of what ended it; null when that has none"),
+    sa.Column("acknowledged_by", sa.String(64)),
+    sa.Column("acknowledged_at", sa.DateTime(timezone=True)),
+    sa.Column("note", sa.Text, comment="of the person who acknowledged it"),
+    sa.Column("snoozed_until", sa.DateTime(timezone=True), comment="no reminder before"),
+    sa.Column("run_id", sa.Text, nullable=False, comment="run of the newest occurrence"),
+    sa.Column("told", sa.JSON, nullable=False, server_default="{}", comment="{channel: alerts.delivery.Told}"),
+    sa.Column("told_at", sa.DateTime(timezone=True), comment="when a channel last took a message about it"),
+    sa.Index(
+        "one_open_alert_per_cause",
+        "cause",
+        unique=True,
+        sqlite_where=sa.text("resolved_at is null"),
+        postgresql_where=sa.text("resolved_at is null"),
+    ),
+    sa.Index("alerts_by_subject", "subject", "opened_at"),
+    comment="The inbox: one row per cause and episode; repeats are folded into it",
+)
+
+alert_occurrences = sa.Table(
+    "alert_occurrences",
+    metadata,
+    sa.Column("cause", sa.String(200), primary_key=True, comment="of the alert"),
+    sa.Column("run_id", sa.Text, primary_key=True, comment="the run that saw it"),
+    sa.Column("dated", sa.String(10), primary_key=True, comment="its as-of date, ISO; empty without one"),
+    sa.Column("alert_id", sa.Integer, nullable=False, comment="the alert it was folded into"),
+    sa.Index("alert_occurrences_by_run", "run_id"),
+    comment="Every occurrence once: a retry of a run is not counted again",
+)
+
+view_definitions = sa.Table(
+    "view_definitions",
+    metadata,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, comment="SHA-256 of its SQL and comments"),
+    comment="The analysts' views as they were last made: a view is made anew when its definition changed",
 )

@@ -168,7 +168,9 @@ def rescore(
     Returns and raises as `scoring.publish` and `scoring.predict`.
     """
     staged = scoring.predict(platform, spec, source, as_of, run_id, version)
-    return scoring.publish(platform, spec, source, as_of, staged, run_id, replace=True)
+    recorded = _recorded(platform, spec.name, run_id)
+    reason = f"rollback: {'; '.join(recorded['reasons'])}" if recorded else None
+    return scoring.publish(platform, spec, source, as_of, staged, run_id, replace=True, reason=reason)
 
 
 def complete(platform: Platform, spec: ModelSpec, plan: dict[str, Any], run_id: str) -> dict[str, Any]:

@@ -83,11 +83,13 @@ def publish(
     staged: dict[str, Any],
     run_id: str,
     replace: bool = False,
+    reason: str | None = None,
 ) -> dict[str, Any]:
     """Publish a staged scoring to `predictions.<model>` and the mart. Idempotent.
 
     One publisher at a time per model: of two scorings of one partition the later is whole in both places. A version
     other than the current scoring's needs `replace`: one that a rollback withdrew since `predict` stays withdrawn.
+    Rows that take the place of others say so to analysts (`restated_at`), with `reason`.
 
     Returns:
         {version, rows, mean_probability, snapshot_id, scored_at}.
@@ -123,7 +125,7 @@ def publish(
             PARTITION, pa.repeat(pa.scalar(as_of, pa.date32()), size)
         )
         snapshot = platform.lake.write(f"predictions.{spec.name}", rows, [as_of])
-        scoring = mart.publish_scoring(spec, as_of, version, predictions, snapshot, run_id, scored_at)
+        scoring = mart.publish_scoring(spec, as_of, version, predictions, snapshot, run_id, scored_at, reason)
     return {
         "version": version,
         "rows": scoring["rows"],
