@@ -23,7 +23,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Param, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.orchestration import assets, defaults, notify, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
 from include.evergreen.pipeline import approval as steps
@@ -43,7 +43,10 @@ def approve(model: ModelSpec) -> DAG:
 
     @task(multiple_outputs=False)
     def prepare() -> dict[str, Any]:
-        return steps.prepare(platform(), model, runs.payloads(asked), runs.params()["version"], runs.run_key())
+        version = runs.params()["version"]
+        prepared = steps.prepare(platform(), model, runs.payloads(asked), version, runs.run_key())
+        notify.deliver()
+        return prepared
 
     @task(outlets=[champion], multiple_outputs=False)
     def conclude(request: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +65,7 @@ def approve(model: ModelSpec) -> DAG:
         max_active_runs=8,
         dagrun_timeout=dt.timedelta(hours=model.approval_hours) + dt.timedelta(days=1),
         default_args=defaults.default_args(model.owner),
+        **defaults.watched("approve"),
         tags=["train", model.name],
         params={
             "version": Param(

@@ -81,6 +81,7 @@ def ingest(source: SourceSpec) -> DAG:
         max_active_runs=2,
         dagrun_timeout=dt.timedelta(minutes=source.wait.timeout_minutes + 120),
         default_args=defaults.default_args(source.owner, defaults.POOL_INGEST),
+        **defaults.watched("ingest", source.wait.timeout_minutes),
         tags=["ingest", source.name],
         params={
             "as_of": defaults.as_of_param(),

@@ -42,6 +42,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=dt.timedelta(hours=4),
     default_args=defaults.default_args("evergreen", defaults.POOL_INGEST, timeout_minutes=120),
+    **defaults.watched("maintain"),
     tags=["lake", "operate"],
     params={
         "keep_snapshots": Param(10, type="integer", minimum=1, description="Newest untagged snapshots kept per table"),

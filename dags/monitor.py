@@ -5,8 +5,8 @@ has matured. Asks for a retrain when the retrain governor allows one.
 
 ## Inputs and outputs
 In: the asset `predictions__<model>`, same as-of date. Out: an Evidently report (HTML and JSON) on S3, one row in
-`monitorings`, the verdict and the retrain decision in the ledger, the asset `retrain_requested__<model>` with the key
-`<model>|<date>` when a retrain is allowed.
+`monitorings`, the verdict and the retrain decision in the ledger, an alert for a verdict other than `ok` and for a
+halted retrain, the asset `retrain_requested__<model>` with the key `<model>|<date>` when a retrain is allowed.
 
 ## Rerun policy
 Safe at any time: the verdict of a date is replaced; a decision once taken by a run stands, and one date asks at most
@@ -24,7 +24,7 @@ from typing import Any
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from include.evergreen.orchestration import assets, defaults, runs
+from include.evergreen.orchestration import assets, defaults, notify, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
 from include.evergreen.pipeline import monitoring as steps
@@ -42,12 +42,13 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
 
     @task(multiple_outputs=False)
     def conclude(facts: dict[str, Any]) -> dict[str, Any]:
-        return steps.conclude(platform(), model, runs.as_of(), facts, runs.run_key())
+        concluded = steps.conclude(platform(), model, runs.as_of(), facts, runs.run_key())
+        notify.deliver()
+        return concluded
 
     @task(outlets=[retrain])
     def ask_retrain(verdict: dict[str, Any]) -> None:
         asked = retraining.ask(platform(), model, runs.as_of(), runs.run_key())
-        asked.page_a_person()
         if not asked.decision.accepted:
             raise AirflowSkipException(f"no retrain: {'; '.join(asked.decision.reasons)}")
         runs.emit(retrain, assets.retrain_key(model.name, runs.as_of()), reasons=list(asked.decision.reasons))
@@ -61,6 +62,7 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=2),
         default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
+        **defaults.watched("monitor"),
         tags=["monitor", model.name],
         params={"as_of": defaults.as_of_param()},
     ) as dag:

@@ -43,6 +43,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=dt.timedelta(hours=6),
     default_args=defaults.default_args("evergreen", defaults.POOL_TRAINING, timeout_minutes=180),
+    **defaults.watched("rebuild"),
     tags=["train", "operate"],
     params={
         "model": Param(MODELS[0], type="string", enum=MODELS, description="The model"),

@@ -35,7 +35,7 @@ def replay() -> dict[str, Any]:
     name, table = params["table"].split(".")
     since, until = (dt.date.fromisoformat(params[bound]) for bound in ("since", "until"))
     source = sources()[name]
-    return steps.replay_quarantine(platform(), source, source.tables[table], since, until, runs.run_key())
+    return steps.replay_quarantine(platform(), source, source.tables[table], since, until, runs.run_key(), runs.actor())
 
 
 with DAG(
@@ -47,6 +47,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=dt.timedelta(hours=2),
     default_args=defaults.default_args("evergreen", defaults.POOL_INGEST),
+    **defaults.watched("replay"),
     tags=["ingest", "operate"],
     params={
         "table": Param(TABLES[0], type="string", enum=TABLES, description="source.table"),

@@ -68,6 +68,7 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=dt.timedelta(hours=12),
     default_args=defaults.default_args("evergreen", defaults.POOL_SCORING),
+    **defaults.watched("rollback"),
     tags=["score", "operate"],
     params={
         "model": Param(MODELS[0], type="string", enum=MODELS, description="The model"),

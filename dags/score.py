@@ -53,6 +53,7 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
         max_active_runs=4,
         dagrun_timeout=dt.timedelta(hours=2),
         default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
+        **defaults.watched("score"),
         tags=["score", model.name],
         params={"as_of": defaults.as_of_param()},
     ) as dag:

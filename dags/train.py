@@ -39,6 +39,7 @@ def train(model: ModelSpec) -> DAG:
     @task(multiple_outputs=False)
     def build() -> dict[str, Any]:
         reason = runs.reason(retrain)
+        retraining.record_by_hand(platform(), model, runs.as_of(), runs.run_key(), reason, runs.person())
         return steps.build(platform(), model, runs.as_of(), runs.run_key(), reason, runs.params()["window_days"])
 
     @task(multiple_outputs=False)
@@ -52,7 +53,9 @@ def train(model: ModelSpec) -> DAG:
 
     @task(multiple_outputs=False)
     def gate(built: dict[str, Any], fitted: dict[str, Any], leaks: dict[str, Any]) -> dict[str, Any]:
-        return steps.decide(platform(), model, runs.as_of(), runs.run_key(), built, fitted, leaks)
+        decided = steps.decide(platform(), model, runs.as_of(), runs.run_key(), built, fitted, leaks)
+        retraining.close_halt(platform(), model, runs.as_of(), decided)
+        return decided
 
     @task(multiple_outputs=False)
     def register(built: dict[str, Any], fitted: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +84,7 @@ def train(model: ModelSpec) -> DAG:
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=6),
         default_args=defaults.default_args(model.owner, defaults.POOL_TRAINING, timeout_minutes=180),
+        **defaults.watched("train"),
         tags=["train", model.name],
         params={
             "reason": Param(
@@ -128,6 +132,7 @@ def request(model: ModelSpec) -> DAG:
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=1),
         default_args=defaults.default_args(model.owner),
+        **defaults.watched("request"),
         tags=["train", model.name],
         params={"as_of": defaults.as_of_param()},
     ) as dag:

@@ -397,7 +397,7 @@ RELAXED = shop(expectations=[])
 
 
 def replay(platform: MemoryPlatform, spec: SourceSpec = RELAXED, run_id: str = "replay") -> dict[str, Any]:
-    return steps.replay_quarantine(platform, spec, spec.tables["orders"], DAYS[0], DAYS[-1], run_id)
+    return steps.replay_quarantine(platform, spec, spec.tables["orders"], DAYS[0], DAYS[-1], run_id, "oncall")
 
 
 def mixed(platform: MemoryPlatform) -> None:
@@ -438,6 +438,7 @@ def test_a_replay_is_in_the_ledger_once_and_a_second_changes_nothing(platform: M
         DAY: {"released": 1, "duplicates": 2, "kept": 1},
         DAYS[1]: {"released": 1, "duplicates": 0, "kept": 0},
     }
+    assert {d["actor"] for d in decisions} == {"oncall"}
     before = platform.mart.batches("orders"), platform.lake.snapshot("trusted.orders"), held(platform)
     assert replay(platform, run_id="again") == {"released": 0, "kept": 1, "duplicates": 0, "partitions": 0}
     assert (platform.mart.batches("orders"), platform.lake.snapshot("trusted.orders"), held(platform)) == before

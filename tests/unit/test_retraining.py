@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from include.evergreen.alerts.inbox import Inbox
 from include.evergreen.drift.governor import fingerprint
-from include.evergreen.errors import Refused
-from include.evergreen.orchestration.defaults import NOT_WORTH_A_RETRY
-from include.evergreen.pipeline.retraining import RUNBOOK, Asked, ask, request_on_schedule
-from include.evergreen.specs import PROJECT, ModelSpec
+from include.evergreen.health.facts import Alert
+from include.evergreen.pipeline.retraining import Asked, ask, close_halt, record_by_hand, request_on_schedule
+from include.evergreen.specs import ModelSpec
 from tests import examples
 from tests.support import MemoryPlatform, memory_platform
 
@@ -256,15 +256,40 @@ def test_no_page_when_another_rule_refuses_too(world: MemoryPlatform) -> None:
     assert asked(world, after(6), "b").page, "and the first that is halted calls"
 
 
-def test_the_page_names_its_runbook_and_is_not_retried(world: MemoryPlatform) -> None:
+def halted(world: MemoryPlatform) -> list[Alert]:
     for days in (-16, -8):
         gate(world, after(days), "refused")
-    called, skipped = asked(world, AS_OF, "a"), asked(world, after(1), "b")
-    with pytest.raises(Refused, match=rf"2 losing challengers in a row.*What to do: {RUNBOOK}"):
-        called.page_a_person()
-    skipped.page_a_person()
-    assert f"{Refused.__module__}.{Refused.__name__}" in NOT_WORTH_A_RETRY
-    assert (PROJECT / RUNBOOK).is_file()
+    asked(world, AS_OF, "a")
+    return Inbox(world.mart).open("late_order")
+
+
+def test_a_halt_calls_a_person_once(world: MemoryPlatform) -> None:
+    (alert,) = halted(world)
+    assert (alert.kind, alert.as_of, alert.seen) == ("retrain_halted", AS_OF, 1)
+    assert "2 losing challengers in a row" in alert.what
+    asked(world, AS_OF, "a")
+    asked(world, after(1), "b")
+    assert Inbox(world.mart).open("late_order") == [alert], "neither the retry nor the next date calls again"
+
+
+def test_the_try_ends_the_call(world: MemoryPlatform) -> None:
+    halted(world)
+    assert asked(world, after(12), "try").decision.accepted
+    (alert,) = Inbox(world.mart).history("late_order")
+    assert alert.resolution == f"a retrain was asked for on {after(12)}"
+
+
+@pytest.mark.parametrize(("accepted", "left"), [(True, 0), (False, 1)])
+def test_an_accepted_challenger_ends_the_call(world: MemoryPlatform, accepted: bool, left: int) -> None:
+    halted(world)
+    close_halt(world, spec(), after(3), {"accepted": accepted})
+    assert len(Inbox(world.mart).open("late_order")) == left
+
+
+def test_a_challenger_of_before_the_halt_ends_nothing(world: MemoryPlatform) -> None:
+    halted(world)
+    close_halt(world, spec(), after(-1), {"accepted": True})
+    assert len(Inbox(world.mart).open("late_order")) == 1
 
 
 def test_monitors_that_end_together_get_one_yes(world: MemoryPlatform) -> None:
@@ -284,3 +309,14 @@ def test_monitors_that_end_together_get_one_yes(world: MemoryPlatform) -> None:
         thread.join()
     assert sorted(answers) == [False, False, False, True]
     assert sorted(outcome for _, outcome in ledger(world)) == ["allowed", "refused", "refused", "refused"]
+
+
+def test_a_training_by_hand_is_in_the_ledger_once_with_who_and_why(tmp_path: Path) -> None:
+    platform, spec = memory_platform(tmp_path), examples.model()
+    for person in (None, "oncall", "oncall"):
+        record_by_hand(platform, spec, examples.FIRST, "run-1", "the desk asks", person)
+    [row] = platform.mart.decisions(subject=spec.name)
+    assert (row["kind"], row["outcome"], row["actor"], row["reasons"]) == (
+        *("training", "started", "oncall"),
+        ["the desk asks"],
+    )

@@ -1,4 +1,4 @@
-"""What every DAG shares: retries, timeouts, pools, the failure callback that names the runbook."""
+"""What every DAG shares: retries, timeouts, pools, deadlines, the callbacks that alert and name the runbook."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert
+
+from include.evergreen.alerts.cause import RUNBOOKS
+from include.evergreen.orchestration import alarms
+from include.evergreen.orchestration.deadline import RunCreated
 
 log = logging.getLogger("evergreen")
 
@@ -24,18 +30,8 @@ NOT_WORTH_A_RETRY = [
     )
 ]
 
-RUNBOOKS = {
-    "ingest": "docs/runbooks/ingest-stopped.md",
-    "score": "docs/runbooks/scoring-failed.md",
-    "monitor": "docs/runbooks/monitoring-failed.md",
-    "train": "docs/runbooks/training-failed.md",
-    "request": "docs/runbooks/training-failed.md",
-    "approve": "docs/runbooks/approval.md",
-    "replay": "docs/runbooks/ingest-stopped.md",
-    "rollback": "docs/runbooks/rollback.md",
-    "rebuild": "docs/runbooks/rebuild.md",
-    "maintain": "docs/runbooks/maintenance-failed.md",
-}
+LATE_MINUTES = {"ingest": 60, "score": 90, "monitor": 180}
+"""A run of these that has not ended so long after it was queued is late; the wait for files comes on top."""
 
 POOL_INGEST = "ingest"
 POOL_SCORING = "scoring"
@@ -57,8 +53,23 @@ def runbook(dag_id: str) -> str:
     return RUNBOOKS[dag_id.split("_", 1)[0]]
 
 
+def watched(verb: str, wait_minutes: float = 0) -> dict[str, Any]:
+    """What a DAG gives Airflow to be watched: a run that fails or is late reaches the inbox."""
+    failed: dict[str, Any] = {"on_failure_callback": [alarms.run_failed]}
+    if verb not in LATE_MINUTES:
+        return failed
+    minutes = LATE_MINUTES[verb] + wait_minutes
+    late = DeadlineAlert(
+        reference=RunCreated(),
+        interval=timedelta(minutes=minutes),
+        callback=AsyncCallback(alarms.run_late, kwargs={"minutes": minutes}),
+    )
+    return {**failed, "deadline": late}
+
+
 def on_failure(context: Any) -> None:
-    """Say what failed and what to do: the last words in the log of a failed task."""
+    """Alert, then say what failed and what to do: the last words in the log of a failed task."""
+    alarms.task_failed(context)
     task = context["ti"]
     error = context.get("exception")
     log.error(
@@ -88,5 +99,7 @@ def default_args(owner: str, pool: str | None = None, timeout_minutes: float = 3
         ),
         "execution_timeout": timedelta(minutes=timeout_minutes),
         "on_failure_callback": [on_failure],
+        "on_success_callback": [alarms.task_done],
+        "on_skipped_callback": [alarms.task_done],
         **({"pool": pool} if pool else {}),
     }

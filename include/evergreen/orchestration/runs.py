@@ -56,6 +56,11 @@ def reason(asked_by: Any) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
+def person() -> str | None:
+    """Who started this run by hand and gave a reason; None for a run that an event or a schedule started."""
+    return actor() if params().get("reason") else None
+
+
 def payloads(asked_by: Any) -> list[dict[str, Any]]:
     """What the events of the asset `asked_by` carry that started this run; empty for a run by hand."""
     context: Any = get_current_context()
@@ -63,9 +68,14 @@ def payloads(asked_by: Any) -> list[dict[str, Any]]:
 
 
 def run_key() -> str:
-    """The run id with only characters that are safe in object keys, tags and SQL strings."""
+    """`key_of` this run."""
     context: Any = get_current_context()
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", context["run_id"])
+    return key_of(context["run_id"])
+
+
+def key_of(run_id: str) -> str:
+    """A run id with only characters that are safe in object keys, tags and SQL strings."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", run_id)
 
 
 def actor() -> str:

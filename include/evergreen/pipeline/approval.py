@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from typing import Any
 
+from include.evergreen.alerts.cause import of_waiting_approval
 from include.evergreen.errors import NotFound, Refused
 from include.evergreen.pipeline import training
 from include.evergreen.platform import Platform
@@ -39,7 +40,7 @@ def _gate(platform: Platform, spec: ModelSpec, version: int, run_key: str | None
 def prepare(
     platform: Platform, spec: ModelSpec, asked: list[dict[str, Any]], version: int | None, run_id: str
 ) -> dict[str, Any]:
-    """What is asked: the version given by hand, else the newest that training asks for.
+    """What is asked: the version given by hand, else the newest that training asks for. The inbox calls a person.
 
     Args:
         asked: payloads of `approval_requested__<model>`, each {version, run_key, as_of}.
@@ -50,6 +51,8 @@ def prepare(
     Raises:
         NotFound: no such version. Refused: no version at all; the gate did not accept it; it was champion already.
     """
+    from include.evergreen.alerts.inbox import Inbox
+
     if version is None and not asked:
         raise Refused("expected the param version: a request by hand names its candidate, found none")
     numbers = sorted({int(one["version"]) for one in asked})
@@ -58,13 +61,15 @@ def prepare(
     promotions = platform.mart.decisions(subject=spec.name, kind="promotion")
     if any(one["evidence"]["version"] == number for one in promotions) and not _recorded(platform, spec, run_id):
         raise Refused(f"{spec.name} version {number}: it was champion already; `rollback` puts it back in force")
+    body = request_body(platform, spec, number, gate["run_id"])
+    Inbox(platform.mart).raise_(of_waiting_approval(spec.name, gate["as_of"], number, spec.approval_hours, run_id))
     return {
         "version": number,
         "run_key": gate["run_id"],
         "as_of": gate["as_of"].isoformat(),
         "set_aside": [other for other in numbers if other < number],
         "subject": f"Promote {spec.name} version {number}, trained as of {gate['as_of']}?",
-        "body": request_body(platform, spec, number, gate["run_id"]),
+        "body": body,
     }
 
 
@@ -132,6 +137,8 @@ def conclude(
 ) -> dict[str, Any]:
     """Record the answer, and on a yes make the version champion. Idempotent: the first answer of a run stands.
 
+    The alert that called a person ends.
+
     Args:
         request: what `prepare` returned.
         response: {chosen_options, responded_at, responded_by_user}; without a user the time ran out.
@@ -143,6 +150,8 @@ def conclude(
     Raises:
         NotFound: no such version. Refused: the gate did not accept it.
     """
+    from include.evergreen.alerts.inbox import Inbox
+
     version = int(request["version"])
     gate = _gate(platform, spec, version, request["run_key"])
     candidate = _registered(platform, spec, version)
@@ -181,6 +190,8 @@ def conclude(
         promoted = None
         if recorded["outcome"] == "approved" and not late:
             promoted = _promote(platform, spec, candidate, gate, recorded)
+    said = f"{recorded['outcome']} by {recorded['actor']}"
+    Inbox(platform.mart).recover(spec.name, ["person_needed"], candidate.as_of, said, str(version))
     return {
         "outcome": recorded["outcome"],
         "reasons": list(recorded["reasons"]),

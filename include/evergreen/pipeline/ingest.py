@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from include.evergreen.alerts.cause import of_stopped_partition
 from include.evergreen.errors import AccountingError, NotFound, PartitionStopped, Refused
 from include.evergreen.pipeline import staging
 from include.evergreen.platform import Platform
@@ -295,6 +296,7 @@ def publish(
             [batch(day, count, "published", validated["warnings"]) for day, count in counts.items()]
             + [batch(day, nothing, "stopped", reasons) for day, reasons in stopped.items()]
         )
+    _alert(platform, source, table, days, stopped, run_id)
     if stopped:
         said = "\n".join(f"  {day}: {'; '.join(reasons)}" for day, reasons in sorted(stopped.items()))
         raise PartitionStopped(
@@ -313,13 +315,38 @@ def publish(
     }
 
 
+def _alert(
+    platform: Platform,
+    source: SourceSpec,
+    table: TableSpec,
+    published: Sequence[dt.date],
+    stopped: dict[dt.date, list[str]],
+    run_id: str,
+) -> None:
+    """A stopped partition opens the alert about its table; the last one that is published after all ends it."""
+    from include.evergreen.alerts.inbox import Inbox
+
+    inbox = Inbox(platform.mart)
+    if published and not any(batch["status"] == "stopped" for batch in platform.mart.batches(table.name)):
+        by = f"{table.name} of {max(published)} is published, no partition stands stopped"
+        inbox.recover(source.name, ["partition_stopped"], None, by, table.name)
+    for day, reasons in sorted(stopped.items()):
+        inbox.raise_(of_stopped_partition(source.name, table.name, day, reasons, run_id))
+
+
 def _holds(platform: Platform, name: str, days: Sequence[dt.date]) -> bool:
     counts = platform.lake.counts(name)
     return any(counts.get(day) for day in days)
 
 
 def replay_quarantine(
-    platform: Platform, source: SourceSpec, table: TableSpec, since: dt.date, until: dt.date, run_id: str
+    platform: Platform,
+    source: SourceSpec,
+    table: TableSpec,
+    since: dt.date,
+    until: dt.date,
+    run_id: str,
+    actor: str = "replay_quarantine",
 ) -> dict[str, Any]:
     """Validate quarantined rows with today's spec; publish what passes beside the partition's trusted rows.
 
@@ -345,7 +372,7 @@ def replay_quarantine(
         if days:
             _release(platform, table, held, batches)
         wanted = [batch for day, batch in sorted(batches.items()) if since <= day <= until]
-        return _settle(platform, source, table, wanted, run_id)
+        return _settle(platform, source, table, wanted, run_id, actor)
 
 
 def _release(platform: Platform, table: TableSpec, held: pa.Table, batches: dict[dt.date, dict[str, Any]]) -> None:
@@ -404,7 +431,7 @@ def _release(platform: Platform, table: TableSpec, held: pa.Table, batches: dict
 
 
 def _settle(
-    platform: Platform, source: SourceSpec, table: TableSpec, batches: Sequence[dict[str, Any]], run_id: str
+    platform: Platform, source: SourceSpec, table: TableSpec, batches: Sequence[dict[str, Any]], run_id: str, actor: str
 ) -> dict[str, Any]:
     """Bring counts and ledger to what the lake holds: also what a run that died had moved."""
     from include.evergreen.quality.accounting import Count
@@ -429,7 +456,7 @@ def _settle(
             outcome="released",
             reasons=[f"{released + repeated} rows pass today's rules, {left} do not"],
             evidence={"released": released, "duplicates": repeated, "kept": left},
-            actor="replay_quarantine",
+            actor=actor,
             run_id=run_id,
         )
         platform.mart.record_batches(

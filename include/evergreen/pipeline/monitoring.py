@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from include.evergreen.drift.verdict import ColumnHealth, MonitoringFacts, judge
+from include.evergreen.alerts.cause import ended_by_verdict, of_verdict
+from include.evergreen.drift.verdict import ColumnHealth, MonitoringFacts, Verdict, judge
 from include.evergreen.errors import NotEnoughData
 from include.evergreen.pipeline import performance
 from include.evergreen.platform import Platform
@@ -114,7 +115,7 @@ def _context(
 
 
 def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[str, Any], run_id: str) -> dict[str, Any]:
-    """Judge what `measure` found; write the numbers to the mart and the verdict to the ledger.
+    """Judge what `measure` found; write the numbers to the mart, the verdict to the ledger, alerts to the inbox.
 
     Returns {verdict, reasons, guilty, version, report_uri}.
     """
@@ -150,6 +151,7 @@ def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[st
         run_id=run_id,
         once_a_date=True,
     )
+    _alert(platform, spec, as_of, verdict, run_id)
     return {
         "verdict": verdict.kind,
         "reasons": list(verdict.reasons),
@@ -157,6 +159,19 @@ def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[st
         "version": measured.version,
         "report_uri": facts.get("report_uri"),
     }
+
+
+def _alert(platform: Platform, spec: ModelSpec, as_of: dt.date, verdict: Verdict, run_id: str) -> None:
+    """The inbox follows the newest date: an earlier one that is judged again opens and ends nothing."""
+    from include.evergreen.alerts.inbox import Inbox
+
+    if platform.mart.monitorings(spec.name, limit=1)[0]["as_of"] > as_of:
+        return
+    inbox = Inbox(platform.mart)
+    inbox.recover(spec.name, ended_by_verdict(verdict.kind), as_of, f"the verdict on {as_of} is {verdict.kind}")
+    found = of_verdict(spec.name, as_of, verdict.kind, verdict.guilty, verdict.reasons, run_id)
+    if found:
+        inbox.raise_(found)
 
 
 def _stopped(platform: Platform, spec: ModelSpec, source: SourceSpec, window: Sequence[dt.date]) -> list[str]:

@@ -1,79 +1,95 @@
-"""Asking for a retrain: what the ledger and the mart hold in, the governor's answer back into the ledger."""
+"""Asking for a retrain: what the ledger and the mart hold in, the governor's answer back into ledger and inbox."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from include.evergreen.alerts.cause import of_halted_retrain
 from include.evergreen.decisions import Decision
 from include.evergreen.drift.governor import Outcome, Request, Window, fingerprint, govern, ledger_outcome
-from include.evergreen.errors import Refused
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
 
-RUNBOOK = "docs/runbooks/retrain-halted.md"
 GATE_OUTCOMES = {"accepted", "refused", "cannot_decide"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What became of asking. `page`: the breaker has just stopped the asking, and a person is called."""
+    """What became of asking. `page`: the breaker has just stopped it, and an alert calls a person."""
 
     decision: Decision
     page: bool = False
-
-    def page_a_person(self) -> None:
-        """Raises Refused when a person is called; a retry of the same run raises it again."""
-        if self.page:
-            raise Refused(f"{'; '.join(self.decision.reasons)}. What to do: {RUNBOOK}")
 
 
 def ask(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str) -> Asked:
     """Ask the governor whether `as_of` retrains. The answer is in the ledger; a verdict of ok leaves no row.
 
     One asks at a time, so that monitors that end together get one yes. A retry of the same run gets what it first
-    recorded, so that a yes is not lost when the run died before it sent its event.
+    recorded, so that a yes is not lost when the run died before it sent its event. A breaker that has just stopped the
+    asking opens an alert; the next request ends it.
     """
+    from include.evergreen.alerts.inbox import Inbox
+
     with platform.mart.lock(f"retrain-{spec.name}"):
-        earlier = platform.mart.decisions(subject=spec.name, kind="retrain")
-        mine = next((row for row in earlier if (row["as_of"], row["run_id"]) == (as_of, run_id)), None)
-        if mine is not None:
-            return _asked(mine)
-        gates = platform.mart.decisions(subject=spec.name, kind="gate")
-        fresh_days = spec.training.holdout_days
-        verdicts = platform.mart.monitorings(spec.name, until=as_of, limit=max(spec.retrain.windows, fresh_days + 1))
-        latest = next((row for row in verdicts if row["as_of"] == as_of), None)
-        decision = govern(
-            as_of,
-            [Window(row["as_of"], row["verdict"]) for row in verdicts],
-            [Request(row["as_of"], _drift_of(row)) for row in earlier if row["outcome"] == "allowed"],
-            [
-                Outcome(row["as_of"], row["id"], row["outcome"] == "accepted")
-                for row in gates
-                if row["outcome"] in GATE_OUTCOMES
-            ],
-            _fingerprint(platform, latest) if latest else None,
-            spec.retrain,
-            fresh_days,
+        asked = _ask(platform, spec, as_of, run_id)
+    inbox = Inbox(platform.mart)
+    if asked.page:
+        inbox.raise_(of_halted_retrain(spec.name, as_of, asked.decision.reasons, run_id))
+    elif asked.decision.accepted:
+        inbox.recover(spec.name, ["retrain_halted"], as_of, f"a retrain was asked for on {as_of}")
+    return asked
+
+
+def close_halt(platform: Platform, spec: ModelSpec, as_of: dt.date, decided: Mapping[str, Any]) -> None:
+    """End the alert of a halted retrain when the gate has accepted a challenger. `decided`: {accepted}."""
+    from include.evergreen.alerts.inbox import Inbox
+
+    if decided["accepted"]:
+        by = f"the gate accepted the challenger of {as_of}"
+        Inbox(platform.mart).recover(spec.name, ["retrain_halted"], as_of, by)
+
+
+def _ask(platform: Platform, spec: ModelSpec, as_of: dt.date, run_id: str) -> Asked:
+    earlier = platform.mart.decisions(subject=spec.name, kind="retrain")
+    mine = next((row for row in earlier if (row["as_of"], row["run_id"]) == (as_of, run_id)), None)
+    if mine is not None:
+        return _asked(mine)
+    gates = platform.mart.decisions(subject=spec.name, kind="gate")
+    fresh_days = spec.training.holdout_days
+    verdicts = platform.mart.monitorings(spec.name, until=as_of, limit=max(spec.retrain.windows, fresh_days + 1))
+    latest = next((row for row in verdicts if row["as_of"] == as_of), None)
+    decision = govern(
+        as_of,
+        [Window(row["as_of"], row["verdict"]) for row in verdicts],
+        [Request(row["as_of"], _drift_of(row)) for row in earlier if row["outcome"] == "allowed"],
+        [
+            Outcome(row["as_of"], row["id"], row["outcome"] == "accepted")
+            for row in gates
+            if row["outcome"] in GATE_OUTCOMES
+        ],
+        _fingerprint(platform, latest) if latest else None,
+        spec.retrain,
+        fresh_days,
+    )
+    if latest is None or latest["verdict"] == "ok":
+        return Asked(decision)
+    outcome = ledger_outcome(decision)
+    return _asked(
+        platform.mart.append_decision(
+            kind="retrain",
+            subject=spec.name,
+            as_of=as_of,
+            outcome=outcome,
+            reasons=list(decision.reasons),
+            evidence={**decision.evidence, "page": outcome == "halted" and _first_halt(earlier, gates)},
+            actor="monitor",
+            run_id=run_id,
+            once_a_date=True,
         )
-        if latest is None or latest["verdict"] == "ok":
-            return Asked(decision)
-        outcome = ledger_outcome(decision)
-        return _asked(
-            platform.mart.append_decision(
-                kind="retrain",
-                subject=spec.name,
-                as_of=as_of,
-                outcome=outcome,
-                reasons=list(decision.reasons),
-                evidence={**decision.evidence, "page": outcome == "halted" and _first_halt(earlier, gates)},
-                actor="monitor",
-                run_id=run_id,
-                once_a_date=True,
-            )
-        )
+    )
 
 
 def request_on_schedule(platform: Platform, spec: ModelSpec, as_of: dt.date, key: str) -> None:
@@ -90,6 +106,24 @@ def request_on_schedule(platform: Platform, spec: ModelSpec, as_of: dt.date, key
             run_id=key,
             once_a_date=True,
         )
+
+
+def record_by_hand(
+    platform: Platform, spec: ModelSpec, as_of: dt.date, key: str, reason: str, person: str | None
+) -> None:
+    """Record who started a training by hand, and why: nobody governs a person. Nothing without a person."""
+    if person is None:
+        return
+    platform.mart.append_decision(
+        kind="training",
+        subject=spec.name,
+        as_of=as_of,
+        outcome="started",
+        reasons=[reason],
+        evidence={},
+        actor=person,
+        run_id=key,
+    )
 
 
 def _asked(row: dict[str, Any]) -> Asked:
