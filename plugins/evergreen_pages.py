@@ -1,84 +1,69 @@
-"""Drift reports, validation results and model cards behind Airflow's login.
+"""Mounts the Model health page under /evergreen and puts it into Airflow's navigation.
 
-Object keys are looked up in the mart or the registry, never taken from the URL. Pages hold text from the data, so they
-are sandboxed: they may draw, they may not act as the viewer.
+Every component imports this file: the page itself is imported at its first request. It also tells Airflow of the
+reference that the deadlines of the DAGs count from.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-from typing import Annotated
+import threading
+from typing import Any
 
-from airflow.api_fastapi.core_api.security import requires_authenticated
 from airflow.plugins_manager import AirflowPlugin
-from fastapi import Depends, FastAPI, HTTPException, Path, Response
 
-from include.evergreen.errors import NotFound, Unavailable
-from include.evergreen.orchestration.connections import platform
+from include.evergreen.orchestration.deadline import RunCreated
 
-HEADERS = {
-    "Content-Security-Policy": (
-        "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
-        "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; frame-ancestors 'self'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "private, no-store",
-}
-
-app = FastAPI(
-    title="Evergreen pages",
-    dependencies=[Depends(requires_authenticated())],
-    docs_url=None,
-    redoc_url=None,
-    openapi_url=None,
-)
+PREFIX = "/evergreen"
 
 
-def _page(uri: str | None, what: str) -> Response:
-    objects = platform().objects
-    prefix = objects.uri("")
-    if not uri or not uri.startswith(prefix):
-        raise HTTPException(404, f"no {what}")
-    try:
-        body = objects.get(uri.removeprefix(prefix))
-    except NotFound:
-        raise HTTPException(404, f"no {what}: its file is gone") from None
-    except Unavailable:
-        raise HTTPException(503, "the object store does not answer") from None
-    return Response(body, media_type="text/html; charset=utf-8", headers=HEADERS)
+class Pages:
+    """The page as an ASGI app. It is told which app it is mounted in, whose REST API the actions use."""
 
+    def __init__(self) -> None:
+        self._app: Any = None
+        self._lock = threading.Lock()
 
-@app.get("/reports/{model}/{as_of}")
-def report(model: str, as_of: dt.date) -> Response:
-    """The drift report of a model and as-of date."""
-    found = [row for row in platform().mart.monitorings(model, until=as_of, limit=1) if row["as_of"] == as_of]
-    return _page(found[0]["report_uri"] if found else None, "drift report of this model and date")
+    def _open(self) -> Any:
+        with self._lock:
+            if self._app is None:
+                from include.evergreen.orchestration.access import AirflowAccess
+                from include.evergreen.orchestration.connections import platform
+                from include.evergreen.web.app import create_app
 
+                self._app = create_app(platform, AirflowAccess())
+        return self._app
 
-@app.get("/validation/{table}/{partition}")
-def validation(table: str, partition: dt.date) -> Response:
-    """The validation result of a table's partition."""
-    found = [row for row in platform().mart.batches(table) if row["partition_date"] == partition]
-    return _page(found[0]["validation_uri"] if found else None, "validation result of this table and partition")
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        app = self._app
+        if app is None:
+            from starlette.concurrency import run_in_threadpool
 
-
-@app.get("/cards/{model}/{version}")
-def card(
-    model: Annotated[str, Path(pattern=r"^[a-z][a-z0-9_]{0,47}$")], version: Annotated[int, Path(ge=1, lt=2**31)]
-) -> Response:
-    """The card of a model's version."""
-    try:
-        body = platform().registry.attachment(model, version, "card.html")
-    except NotFound:
-        raise HTTPException(404, "no card of this model and version") from None
-    except Unavailable:
-        raise HTTPException(503, "the model registry does not answer") from None
-    return Response(body, media_type="text/html; charset=utf-8", headers=HEADERS)
+            app = await run_in_threadpool(self._open)
+        await app({**scope, "evergreen.airflow": scope.get("app")}, receive, send)
 
 
 class EvergreenPages(AirflowPlugin):
-    """Mounts the pages under /evergreen."""
+    """The Model health page."""
 
     name = "evergreen_pages"
-    fastapi_apps = [{"app": app, "url_prefix": "/evergreen", "name": "Evergreen pages"}]  # noqa: RUF012
+    deadline_references = [RunCreated]  # noqa: RUF012
+    fastapi_apps = [{"app": Pages(), "url_prefix": PREFIX, "name": "Evergreen pages"}]  # noqa: RUF012
+    external_views = [  # noqa: RUF012
+        {
+            "name": "Models",
+            "href": f"{PREFIX}/",
+            "destination": "nav",
+            "url_route": "model_health",
+            "icon": f"{PREFIX}/static/icon.svg",
+            "icon_dark_mode": f"{PREFIX}/static/icon-dark.svg",
+            "nav_top_level": True,
+        },
+        {
+            "name": "Model health",
+            "href": f"{PREFIX}/dags/{{DAG_ID}}",
+            "destination": "dag",
+            "url_route": "model_health_dag",
+            "icon": f"{PREFIX}/static/icon.svg",
+            "icon_dark_mode": f"{PREFIX}/static/icon-dark.svg",
+        },
+    ]

@@ -1,0 +1,1 @@
+"""What the Model health page shows: read models over the mart, without a line of HTML."""
