@@ -24,6 +24,7 @@ COPY --chown=root:root airflow_settings.yaml ./
 COPY --chown=root:root dags ./dags
 COPY --chown=root:root plugins ./plugins
 COPY --chown=root:root include ./include
+COPY --chown=root:root docs/runbooks ./docs/runbooks
 RUN python -m compileall -q dags plugins include
 
 # The commit that is deployed: part of every model's lineage. Without it a hash of the engine's source is recorded.

@@ -13,7 +13,7 @@ export PYTHONPATH := $(CURDIR)
 STACK := $(BIN)/python -m include.evergreen.local
 REPLAY := $(BIN)/python -m include.evergreen.replay
 
-.PHONY: help install install-dev check format test demo up down status sql ledger calibrate gate-selftest time-machine clean lock
+.PHONY: help install install-dev check format test test-tools demo up down status sql migrate dictionary ledger calibrate gate-selftest time-machine clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +31,21 @@ format: $(DEV_STAMP) ## Rewrite files to the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(DEV_STAMP) ## Every tier of tests
-	$(BIN)/pytest tests $(ARGS)
+test: $(DEV_STAMP) test-tools ## Every tier of tests
+	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/dags --numprocesses=2 --dist=loadfile $(ARGS)
+	$(BIN)/pytest tests/browser tests/integration --durations=15 $(ARGS)
+
+test-tools: ## Install Debian's Chromium and PostgreSQL for the tests, unless they are there
+	@missing=; \
+	[ -n "$(EVERGREEN_CHROMIUM)" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing=chromium; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	[ -n "$$missing" ] || exit 0; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then root=; \
+	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then root="sudo -n"; \
+	else echo "Expected $$missing, found none: install it (another Chromium: EVERGREEN_CHROMIUM=/path/to/chromium)" >&2; exit 1; fi; \
+	echo "Installing $$missing" >&2; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$$root apt-get install -yqq $$missing >&2 || { $$root apt-get update -qq >&2; $$root apt-get install -yqq $$missing >&2; }
 
 demo: $(STAMP) ## The whole loop on real flights, until Ctrl-C; EXIT=1 stops after the summary
 	@exec $(STACK) demo $(if $(filter-out 0,$(EXIT)),--exit)
@@ -48,6 +61,12 @@ status: ## State of the stack and of the loop, as JSON
 
 sql: $(STAMP) ## One query on the analysts' views, read only: make sql Q="select * from flight_delay_current limit 5"
 	@$(STACK) sql "$(Q)"
+
+migrate: $(STAMP) ## The mart's schema to its newest revision, or to another one: make migrate TO=0001
+	@$(BIN)/python -m include.evergreen.local.prepare migrate "$(or $(TO),head)"
+
+dictionary: $(STAMP) ## Write docs/data-dictionary.md and freeze the contracts of the analysts' views
+	@$(BIN)/python -m include.evergreen.mart.dictionary
 
 ledger: $(STAMP) ## Decisions and their reasons, newest last: make ledger MODEL=flight_delay KIND=gate LIMIT=50
 	@$(STACK) ledger $(if $(MODEL),--model "$(MODEL)") $(if $(KIND),--kind "$(KIND)") $(if $(LIMIT),--limit "$(LIMIT)")

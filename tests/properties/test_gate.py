@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from include.evergreen.promotion.bootstrap import Estimate
@@ -82,6 +82,7 @@ rules = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(evaluations(), rules)
 def test_a_yes_has_every_ground(facts: Evaluation, rule: Gate) -> None:
     decision = gate(facts, rule)
@@ -110,6 +111,7 @@ def test_a_yes_has_every_ground(facts: Evaluation, rule: Gate) -> None:
         assert gain is None or not gain.high < -allowed
 
 
+@settings(deadline=None)
 @given(evaluations(), rules, ordered(st.floats(-1, 0)))
 def test_what_is_worse_in_fact_is_never_accepted(facts: Evaluation, rule: Gate, loss: Estimate) -> None:
     beaten = replace(facts, champion_version=7, fresh=replace(facts.fresh, over_champion=loss))
@@ -143,6 +145,7 @@ def sound(draw: Any) -> Evaluation:
     )
 
 
+@settings(deadline=None)
 @given(sound(), rules, st.floats(0, 0.2))
 def test_more_gain_never_turns_a_yes_into_a_no(facts: Evaluation, rule: Gate, by: float) -> None:
     raised = replace(
@@ -157,11 +160,13 @@ def test_more_gain_never_turns_a_yes_into_a_no(facts: Evaluation, rule: Gate, by
     assert after.accepted or not before.accepted
 
 
+@settings(deadline=None)
 @given(evaluations(), rules, st.text(min_size=1, max_size=20))
 def test_an_obstacle_is_never_a_yes(facts: Evaluation, rule: Gate, obstacle: str) -> None:
     assert gate(replace(facts, obstacles=(obstacle,)), rule).outcome == "cannot_decide"
 
 
+@settings(deadline=None)
 @given(evaluations(), rules)
 def test_the_same_facts_give_the_same_answer(facts: Evaluation, rule: Gate) -> None:
     assert gate(facts, rule).reasons == gate(facts, rule).reasons

@@ -25,6 +25,7 @@ VERDICT_RUNBOOKS = {
     "broken-data.md",
     "stack-part-fell.md",
     "retrain-halted.md",
+    "run-late.md",
 }
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -286,7 +287,7 @@ def test_the_documents_queries_run(tmp_path: Path) -> None:
     mart.create()
     mart.ensure_model(specs.models()["flight_delay"], specs.sources()["nyc_flights"])
     names = [name for name, _ in queries()]
-    assert {"README.md", "analyst.md", "on-call.md", "drift-verdict.md", "ml-engineer.md"} <= set(names)
+    assert {"README.md", "analysts.md", "on-call.md", "drift-verdict.md", "ml-engineer.md"} <= set(names)
     with mart.engine.connect() as connection:
         for name, statement in queries():
             try:

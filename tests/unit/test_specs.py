@@ -413,7 +413,7 @@ def test_thresholds_that_are_no_yaml_are_named(project: Project, calibrated: Pat
         (put("calibration.alarm_days", 2), ["calibration.alarm_days", "2"]),
         (put("calibration.colour", 2), ["calibration.colour", "2"]),
     ],
-    ids=str,
+    ids=["text", "zero", "label", "no date", "alarm days", "unknown"],
 )
 def test_a_threshold_out_of_bounds_is_named(project: Project, calibrated: Path, change: Any, named: list[str]) -> None:
     project.change(calibrated, change)

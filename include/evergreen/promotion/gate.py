@@ -143,7 +143,7 @@ def gate(facts: Evaluation, rules: Gate) -> Decision:
     over, rows = facts.pooled.over_baseline, f"{facts.pooled.rows:,} rows"
     if facts.champion_version is None:  # the baseline takes the champion's place
         check(
-            over.low > 0,
+            over.low > 0 and over.value > 0,
             f"there is no champion yet; {metric} beats the baseline by {said(over)} on {rows}",
             f"{metric} gain over the baseline is {said(over)} on {rows}, expected more than 0 "
             f"with confidence {facts.confidence:g}",

@@ -19,7 +19,7 @@ from include.evergreen.replay.world import History, history
 from include.evergreen.specs import PROJECT, models
 
 TRIALS = 200
-OUTSIDE = ("local/", "orchestration/")
+OUTSIDE = ("health/", "local/", "orchestration/", "web/")
 """Rooms of the engine that a replay does not enter."""
 
 
