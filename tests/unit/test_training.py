@@ -9,12 +9,13 @@ import pyarrow.compute as pc
 import pytest
 
 from include.evergreen.drift.profile import Profile
-from include.evergreen.errors import ChecksumMismatch, NotEnoughData
+from include.evergreen.errors import ChecksumMismatch, DataError, NotEnoughData
 from include.evergreen.features.build import features, labelled, labels
 from include.evergreen.lake.memory import MemoryLake
 from include.evergreen.promotion.bootstrap import Draws
 from include.evergreen.promotion.evaluate import baseline
 from include.evergreen.specs import FrozenHoldout
+from include.evergreen.training import fit as training
 from include.evergreen.training.bundle import ModelBundle
 from include.evergreen.training.fit import fit, label_of, on_frozen_days, split
 from include.evergreen.training.metrics import best_threshold, score
@@ -81,6 +82,52 @@ def test_too_few_rows_are_named(table: pa.Table) -> None:
 def test_the_same_rows_give_the_same_bytes(table: pa.Table, bundle: ModelBundle) -> None:
     assert fit(SPEC, table, AS_OF).sha256 == bundle.sha256
     assert fit(SPEC, table, AS_OF, {"max_depth": 1}).sha256 != bundle.sha256
+
+
+def test_many_rows_reach_xgboost_in_batches(
+    table: pa.Table, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes each time, as good a model, and the same one as in one piece where the bins are the same."""
+    monkeypatch.setattr(training, "IN_ONE_PIECE", 100)
+    monkeypatch.setattr(training, "BATCH_ROWS", 128)
+    first, second = fit(SPEC, table, AS_OF), fit(SPEC, table, AS_OF)
+    assert first.files() == second.files()
+    assert first.facts["rows"] == bundle.facts["rows"]
+    found, expected = first.facts["metrics"]["reference"]["auc"], bundle.facts["metrics"]["reference"]["auc"]
+    assert found == pytest.approx(expected, abs=0.02)
+    few = table.set_column(table.column_names.index("amount"), "amount", pc.round(table["amount"], -2))
+    batched = fit(SPEC, few, AS_OF)
+    monkeypatch.setattr(training, "IN_ONE_PIECE", 10**9)
+    assert fit(SPEC, few, AS_OF).sha256 == batched.sha256
+
+
+def test_rows_in_any_order_are_split_the_same(table: pa.Table) -> None:
+    mixed = table.take(pa.array(np.random.default_rng(3).permutation(table.num_rows)))
+    ordered, found = split(table, AS_OF, SPEC.training, FROZEN), split(mixed, AS_OF, SPEC.training, FROZEN)
+    key = [("as_of", "ascending"), ("order_id", "ascending")]
+    for part in ("train", "validation", "holdout"):
+        assert getattr(found, part).sort_by(key).equals(getattr(ordered, part).combine_chunks())
+
+
+def test_it_predicts_what_xgboost_itself_does(bundle: ModelBundle, table: pa.Table) -> None:
+    import xgboost
+
+    odd = table.set_column(
+        table.column_names.index("region"), "region", pc.if_else(pc.less(table["amount"], 50), "mars", table["region"])
+    )
+    blank = pc.if_else(pc.greater(odd["amount"], 150), pa.scalar(None, odd["amount"].type), odd["amount"])
+    odd = odd.set_column(odd.column_names.index("amount"), "amount", blank)
+    booster = xgboost.Booster(model_file=bytearray(bundle.booster))
+    expected = booster.predict(xgboost.DMatrix(bundle.matrix(odd), enable_categorical=True))
+    np.testing.assert_array_equal(bundle.predict(odd), expected)
+
+
+def test_an_infinite_feature_is_refused(bundle: ModelBundle, table: pa.Table) -> None:
+    endless = table.set_column(
+        table.column_names.index("amount"), "amount", pa.array(np.full(table.num_rows, np.inf, "float32"))
+    )
+    with pytest.raises(DataError, match="found infinity"):
+        bundle.predict(endless)
 
 
 def test_it_learns_the_pattern(bundle: ModelBundle) -> None:

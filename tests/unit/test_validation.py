@@ -6,10 +6,12 @@ import datetime as dt
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from include.evergreen.errors import SpecError
+from include.evergreen.quality import validation
 from include.evergreen.quality.casting import cast
 from include.evergreen.quality.deliveries import Delivery, read
 from include.evergreen.quality.validation import Validation, bad_rows, document, page, validate
@@ -80,6 +82,42 @@ def test_implied_rules_name_what_they_expected_and_found() -> None:
 def test_row_rules(expectation: dict[str, Any], bad: list[int]) -> None:
     days = [(1, "n", 1), (2, "n", 2), (3, "west", 3), (4, "", 1)]
     assert sorted(check(table(expectation), days).bad) == bad
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_rows_are_judged_by_their_distinct_values_as_by_themselves(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nulls, values that do not cast, rules on pairs, a condition, a rule that nothing keeps."""
+    random = np.random.default_rng(seed)
+    spec = table(
+        rule("column_values_to_be_between", column="amount", min_value=2, max_value=3),
+        rule("column_values_to_be_in_set", column="region", value_set=["n", "s"]),
+        rule("column_values_to_match_regex", column="region", regex="^[ns]$", severity="warning"),
+        rule("column_values_to_be_null", column="region"),
+        rule("column_pair_values_a_to_be_greater_than_b", column_A="order_id", column_B="amount"),
+        rule("column_pair_values_to_be_equal", column_A="amount", column_B="order_id", severity="warning"),
+        rule(
+            "column_values_to_be_between",
+            column="amount",
+            max_value=2,
+            row_condition='region == "n"',
+            condition_parser="pandas",
+        ),
+        rule("column_values_to_be_unique", column="order_id"),
+    )
+    ids, regions, amounts = ["1", "2", "3", "x", ""], ["n", "s", "west", ""], ["1", "2.5", "4", "nan", ""]
+    days = [
+        [(*(str(random.choice(some)) for some in (ids, regions, amounts)), DAY + dt.timedelta(days=int(late)))
+         for late in random.integers(0, 2, 60)]
+        for _ in range(2)
+    ]  # fmt: skip
+    by_row = check(spec, *days)
+    monkeypatch.setattr(validation, "MANY", 0)
+    by_value = check(spec, *days)
+    assert len(by_row.bad) > 60
+    assert (by_value.bad, by_value.stopped, by_value.rows) == (by_row.bad, by_row.stopped, by_row.rows)
+    assert (by_value.findings, by_value.warnings) == (by_row.findings, by_row.warnings)
 
 
 def test_reasons_say_why() -> None:

@@ -117,31 +117,35 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
     """Learn the habits of the watched numbers (those with `drift`), from features with `as_of`, any order."""
     days, day = np.unique(_ordinals(rows), return_inverse=True)
     names = [n for n, f in spec.features.items() if f.type == "number" and f.drift is not None]
-    values = {name: _values(rows, name) for name in names}
-    known = {name: v[np.isfinite(v)] for name, v in values.items()}
-    std = {name: float(v.std()) for name, v in known.items() if len(v) and v.std() > 0}
-    columns = tuple(name for name in names if name in std)
-    mean = {name: float(known[name].mean()) for name in columns}
-    support, unseen, bounded, weights = {}, {}, set(), {}
-    z = _standardised(values, day, len(days), columns, mean, std)
+    mean, std, support, unseen, bounded, weights, daily = {}, {}, {}, {}, set(), {}, {}
     folds = np.array_split(np.arange(len(days)), FOLDS)
+    means = []
+    for name in names:  # one column at a time: the rows may be many
+        values = _values(rows, name)
+        known = values[np.isfinite(values)]
+        if not len(known) or not known.std() > 0:
+            continue
+        mean[name], std[name] = float(known.mean()), float(known.std())
+        means.append(_standardised({name: values}, day, len(days), (name,), mean, std)[:, 0])
+        daily[name] = _daily(values, day, len(days))
+        present = np.isfinite(means[-1]).sum()
+        if present < MIN_DAYS:
+            continue
+        lattice = _lattice(values, day, len(days), folds, MAX_USUAL if present >= SEASONAL_DAYS else MAX_USUAL_EARLY)
+        if lattice is not None:
+            support[name], unseen[name], strict = lattice
+            bounded |= {name} if strict else set()
+    columns = tuple(std)
+    z = np.stack(means, axis=1) if means else np.empty((len(days), 0))
     volume = np.bincount(day, minlength=len(days))
     usual = np.flatnonzero(volume >= MIN_ROWS_RATIO * np.median(volume)) if len(days) else np.arange(0)
     usual_folds = np.array_split(np.arange(len(usual)), FOLDS)
     for index, name in enumerate(columns):
         if np.isfinite(z[:, index]).sum() < MIN_DAYS:
             continue
-        seasons = np.isfinite(z[:, index]).sum() >= SEASONAL_DAYS
-        for strict in (True, False):
-            found = _lattice(values[name], day, len(days), folds, strict, MAX_USUAL if seasons else MAX_USUAL_EARLY)
-            if found is not None:
-                support[name], unseen[name] = found
-                bounded |= {name} if strict else set()
-                break
         learned = _relation(z[usual], _weekdays(days)[usual], index, usual_folds, HEADROOM * spec.monitoring.max_misfit)
         if learned is not None:
             weights[name] = learned
-    daily = {name: _daily(values[name], day, len(days)) for name in columns}
     return Profile(columns, mean, std, support, unseen, frozenset(bounded), weights, daily)
 
 
@@ -209,15 +213,27 @@ def _values(rows: pa.Table, name: str) -> np.ndarray:
 
 
 def _lattice(
-    values: np.ndarray, day: np.ndarray, size: int, folds: list[np.ndarray], strict: bool, most: float
-) -> tuple[np.ndarray, float] | None:
-    """The known values of a column and the limit of what may be unknown; None for a column that is not watched."""
+    values: np.ndarray, day: np.ndarray, size: int, folds: list[np.ndarray], most: float
+) -> tuple[np.ndarray, float, bool] | None:
+    """The known values of a column, the limit of what may be unknown, and whether new extremes count; None for a column
+    that is not watched."""
     finite = np.isfinite(values)
-    known, code = np.unique(values[finite], return_inverse=True)
-    if len(known) > MAX_VALUES or len(known) < 2:
+    encoded = pa.array(values[finite] + 0.0).dictionary_encode()  # one zero
+    if len(encoded.dictionary) > MAX_VALUES or len(encoded.dictionary) < 2:
         return None
+    known, rank = np.unique(encoded.dictionary.to_numpy(), return_inverse=True)
+    code = rank[encoded.indices.to_numpy()]
     counts = np.bincount(day[finite] * len(known) + code, minlength=size * len(known)).reshape(size, len(known))
-    share = np.zeros(size)
+    for strict in (True, False):
+        usual = _usual(known, counts, folds, strict)
+        if usual is not None and usual <= most:
+            return known, (1 + usual) / 2, strict
+    return None
+
+
+def _usual(known: np.ndarray, counts: np.ndarray, folds: list[np.ndarray], strict: bool) -> float | None:
+    """The largest share of unknown values that days left out had, over `SUPPORT_DAYS` together."""
+    share = np.zeros(len(counts))
     for fold in folds:
         seen = np.delete(counts, fold, axis=0).any(axis=0)
         if not seen.any():
@@ -225,9 +241,7 @@ def _lattice(
         between = np.full(len(known), strict) | ((known >= known[seen].min()) & (known <= known[seen].max()))
         total = counts[fold][:, between].sum(axis=1)
         share[fold] = counts[fold][:, between & ~seen].sum(axis=1) / np.maximum(total, 1)
-    runs = np.convolve(share, np.ones(SUPPORT_DAYS) / SUPPORT_DAYS, mode="valid")
-    usual = float(runs.max())
-    return None if usual > most else (known, (1 + usual) / 2)
+    return float(np.convolve(share, np.ones(SUPPORT_DAYS) / SUPPORT_DAYS, mode="valid").max())
 
 
 def _daily_unseen(values: np.ndarray, ordinals: np.ndarray, known: np.ndarray, strict: bool) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from include.evergreen.errors import SchemaMismatch
 
 ROWS = 5000
+THREADS = 2
 SEED = 20130101
 SOURCE_ROWS = b"evergreen.source_rows"
 
@@ -38,15 +40,19 @@ def sketch(table: pa.Table, columns: Mapping[str, Literal["number", "category"]]
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise SchemaMismatch(f"expected the columns {sorted(columns)}, found none of {missing}")
-    reduced = {}
-    for name, kind in columns.items():
+
+    def reduced(name: str) -> pa.Array:
+        kind = columns[name]
         try:
             values = _number(table[name], rows) if kind == "number" else _category(table[name], rows)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise SchemaMismatch(f"{name}: expected a {kind}, found {table[name].type}: {error}") from error
         order = np.random.default_rng([SEED, zlib.crc32(name.encode())]).permutation(rows)
-        reduced[name] = values.take(pa.array(order))
-    return pa.table(reduced).replace_schema_metadata({SOURCE_ROWS: str(table.num_rows).encode()})
+        return values.take(pa.array(order))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        done = dict(zip(columns, pool.map(reduced, columns), strict=True))
+    return pa.table(done).replace_schema_metadata({SOURCE_ROWS: str(table.num_rows).encode()})
 
 
 def source_rows(reduced: pa.Table) -> int:
@@ -70,14 +76,16 @@ def from_bytes(data: bytes) -> pa.Table:
 
 
 def _number(column: pa.ChunkedArray, rows: int) -> pa.Array:
-    values = column.cast(pa.float64(), safe=False).to_numpy()
+    # float32 is sorted as it is, in half the time: the order is the same
+    kept_as = pa.float32() if column.type == pa.float32() else pa.float64()
+    values = column.cast(kept_as, safe=False).to_numpy()
     values = values[np.isfinite(values)]
     if not values.size:
         return pa.nulls(rows, pa.float64())
     values.sort()
     kept = max(1, round(rows * values.size / len(column)))
     at = ((np.arange(kept) + 0.5) * values.size / kept).astype(np.int64)
-    return pa.concat_arrays([pa.array(values[at]), pa.nulls(rows - kept, pa.float64())])
+    return pa.concat_arrays([pa.array(values[at].astype(np.float64)), pa.nulls(rows - kept, pa.float64())])
 
 
 def _category(column: pa.ChunkedArray, rows: int) -> pa.Array:

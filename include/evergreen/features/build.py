@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,9 +22,11 @@ def midnight(day: dt.date) -> dt.datetime:
     return dt.datetime.combine(day, dt.time())
 
 
-def _tables(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
+@lru_cache(maxsize=64)
+def _tables(sql: str) -> tuple[str, ...]:
     """Tables a query reads: the base tables of its parse tree that it does not define itself."""
-    parsed = json.loads(connection.execute("select json_serialize_sql(?)", [sql]).fetchall()[0][0])
+    with connect() as connection:
+        parsed = json.loads(connection.execute("select json_serialize_sql(?)", [sql]).fetchall()[0][0])
     if parsed["error"]:
         raise DataError(f"features.sql: expected one DuckDB query, found: {parsed['error_message']}")
     read, defined = set(), {"entities"}
@@ -38,7 +40,7 @@ def _tables(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
             nodes.extend(node.values())
         elif isinstance(node, list):
             nodes.extend(node)
-    return sorted(read - defined)
+    return tuple(sorted(read - defined))
 
 
 def _read(
@@ -60,8 +62,7 @@ def _read(
 
 def input_tables(spec: ModelSpec) -> list[str]:
     """Lake names of the tables a model is made from: its query's, its entities' and its label's."""
-    with connect() as connection:
-        names = {*_tables(connection, spec.sql), spec.entity.table, spec.label.table}
+    names = {*_tables(spec.sql), spec.entity.table, spec.label.table}
     return sorted(f"trusted.{name}" for name in names)
 
 
@@ -88,7 +89,7 @@ def features(
         DataError: the query's result is not one row per entity with the declared columns.
     """
     with connect() as connection:
-        for table in {*_tables(connection, spec.sql), spec.entity.table}:
+        for table in {*_tables(spec.sql), spec.entity.table}:
             connection.register(table, _read(lake, spec, table, since, until, cut, snapshots))
         keys = ", ".join(spec.entity.key)
         connection.execute(

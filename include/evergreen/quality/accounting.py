@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -36,14 +37,21 @@ def winners(rows: pa.Table, key: tuple[str, ...]) -> pa.Array:
     """A mask, shape (rows,), that is true for the one row of each partition and key that wins. A null is a value."""
     names = ", ".join(f'"{name}"' for name in (PARTITION, *key))
     numbered = rows.select(list(dict.fromkeys([PARTITION, *key, ORDER, "source_row"])))
-    numbered = numbered.append_column("__at", pa.array(range(rows.num_rows), pa.int64()))
+    numbered = numbered.append_column("__at", pa.array(np.arange(rows.num_rows)))
+    wins = np.ones(rows.num_rows, dtype=bool)
     with connect() as connection:
         connection.register("rows", numbered)
-        won = connection.sql(
-            f"select __at from rows qualify row_number() over "
-            f"(partition by {names} order by {ORDER} desc, source_row desc, __at desc) = 1"
-        ).to_arrow_table()
-    return pc.is_in(numbered["__at"].combine_chunks(), won["__at"].combine_chunks())
+        # most batches repeat no key: rows are ranked only where one does
+        repeated = connection.sql(f"select {names} from rows group by all having count(*) > 1").to_arrow_table()
+        if repeated.num_rows:
+            connection.register("repeated", repeated)
+            same = " and ".join(f'r."{name}" is not distinct from d."{name}"' for name in (PARTITION, *key))
+            rank = f"row_number() over (partition by {names} order by {ORDER} desc, source_row desc, __at desc)"
+            lost = connection.sql(
+                f"select __at from rows r where exists (select 1 from repeated d where {same}) qualify {rank} > 1"
+            ).to_arrow_table()
+            wins[lost["__at"].to_numpy()] = False
+    return pa.array(wins)
 
 
 def per_partition(rows: pa.Table) -> dict[dt.date, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,10 +30,22 @@ CASTS = {
     ),
 }
 
+PLACE = {"partition_date": pa.int32(), ORDER: pa.int32(), "source_row": pa.int64()}
+
 
 def uncast(name: str, table: TableSpec) -> str:
     """Name of the companion column."""
     return f"{name}{UNCAST}{table.columns[name].type}"
+
+
+def _in_order(raw: pa.Table) -> bool:
+    """Whether rows come by partition, delivery and row already, as `deliveries.read` gives them."""
+    steps = [np.diff(raw[name].cast(kind).to_numpy()) for name, kind in PLACE.items()]
+    later, equal = np.zeros(max(raw.num_rows - 1, 0), dtype=bool), np.ones(max(raw.num_rows - 1, 0), dtype=bool)
+    for step in steps:
+        later |= equal & (step > 0)
+        equal &= step == 0
+    return bool((later | equal).all())
 
 
 def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
@@ -66,11 +79,13 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
     else:
         available = DELIVERED
     own = f"partition_date, {available} as available_at, source_file, source_row, {ORDER}"
+    # DuckDB keeps the order of its input
+    order = "" if _in_order(raw) else f" order by partition_date, {ORDER}, source_row"
     derived = "".join(f', try({expression}) as "{name}"' for name, expression in table.derive.items())
     query = (
         f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} "
         f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
-        f"select *{derived} from typed order by partition_date, {ORDER}, source_row"
+        f"select *{derived} from typed{order}"
     )
     with connect() as connection:
         connection.register("raw", raw)

@@ -15,6 +15,7 @@ from csv import reader as csv_reader
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 
@@ -129,7 +130,8 @@ def _check_text(delivery: Delivery, text: bytes) -> bytes:
         line = text[: text.index(b"\x00")].count(b"\n") + 1
         raise UnreadableDelivery(f"{delivery.key}: expected text, found a zero byte in line {line}")
     try:
-        text.decode("utf-8")
+        if not text.isascii():
+            text.decode("utf-8")
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
         raise UnreadableDelivery(
@@ -209,7 +211,7 @@ def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
                 f"{delivery.key}: expected {len(header)} values in every row, found {_ragged(error)}"
             ) from error
     rows = rows.select(list(table.columns))
-    return rows.append_column("source_row", pa.array(range(1, rows.num_rows + 1), pa.int64()))
+    return rows.append_column("source_row", pa.array(np.arange(1, rows.num_rows + 1)))
 
 
 def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[dt.date, str]]:

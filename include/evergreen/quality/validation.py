@@ -16,6 +16,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ import pyarrow.compute as pc
 
 from include.evergreen.errors import SpecError
 from include.evergreen.lake.ports import PARTITION
-from include.evergreen.quality.accounting import winners
+from include.evergreen.quality.accounting import per_partition, winners
 from include.evergreen.quality.casting import UNCAST, uncast
+from include.evergreen.query import connect
 from include.evergreen.specs import Expectation, TableSpec
 
 ROW = "__row"
@@ -48,6 +50,8 @@ TOGETHER = {
 """Row rules whose answer depends on the other rows."""
 OF_A_COLUMN = {"expect_column_values_to_be_of_type", "expect_column_values_to_be_in_type_list"}
 """Named like row rules, but they judge the column as one."""
+MANY = 100_000
+"""From this many rows on, rules of a row alone are asked of distinct values: the answer is the same."""
 EXAMPLES = 5
 FEW = 3
 """Recent partitions it takes to speak of a usual row count."""
@@ -306,7 +310,7 @@ def validate(
     engine = Engine()
     found = _Rows(engine, rows, table)
     stopped, warnings, findings = _partitions(found, recent, days)
-    counts = dict.fromkeys(days, 0) | {day: len(mine) for day, mine in by_day(found.frame)}
+    counts = dict.fromkeys(days, 0) | per_partition(rows)
     return Validation(
         bad=found.bad(),
         stopped=stopped,
@@ -336,7 +340,6 @@ class _Rows:
 
     def __init__(self, engine: Engine, rows: pa.Table, table: TableSpec, beside: pa.Table | None = None) -> None:
         self.engine, self.rows, self.table = engine, rows, table
-        self.frame = to_frame(rows)
         self.reasons: dict[int, list[str]] = {}
         self.warnings: list[str] = []
         self.findings: list[Finding] = []
@@ -345,11 +348,47 @@ class _Rows:
         alone = row_rules(table)
         for rule in (*alone, *self.togethers, *self.wholes):
             rule.expectation()
-        for rule, positions in zip(alone, engine.run(self.frame, alone), strict=True):
+        for rule, positions in zip(alone, self._alone(alone), strict=True):
             self._note(rule, positions)
         self.fit = self._winners() if self.wholes else None
         if self.togethers:
             self._together(beside)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        return to_frame(self.rows)
+
+    def _alone(self, rules: Sequence[Rule]) -> list[list[int]]:
+        """Positions of the rows that break each rule of a row alone.
+
+        The answer depends on the values of the rule's columns only: of many rows GX sees each combination once.
+        """
+        if self.rows.num_rows < MANY:
+            return self.engine.run(self.frame, rules)
+        known, broken = set(self.rows.column_names), [list[int]() for _ in rules]
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for at, rule in enumerate(rules):
+            # a condition may name any column
+            whole = "row_condition" in rule.args or not rule.columns or not known.issuperset(rule.columns)
+            groups.setdefault(() if whole else tuple(dict.fromkeys(rule.columns)), []).append(at)
+        if whole_rows := groups.pop((), []):
+            found = self.engine.run(self.frame, [rules[at] for at in whole_rows])
+            broken = [dict(zip(whole_rows, found, strict=True)).get(at, []) for at in range(len(rules))]
+        with connect() as connection:
+            place = pa.array(np.arange(self.rows.num_rows))
+            connection.register("rows", self.rows.append_column(ROW, place))
+            for pack in _apart(groups):
+                values = {names: _distinct(connection, names) for names in pack}
+                asked = [at for names in pack for at in groups[names]]
+                positions = dict(
+                    zip(asked, self.engine.run(_side_by_side(values), [rules[at] for at in asked]), strict=True)
+                )
+                for names, distinct in values.items():
+                    for at in groups[names]:
+                        last = distinct.num_rows - 1
+                        guilty = distinct.take(pa.array(sorted({min(p, last) for p in positions[at]}), pa.int64()))
+                        broken[at] = _holding(connection, names, guilty) if guilty.num_rows else []
+        return broken
 
     def bad(self) -> dict[int, tuple[str, ...]]:
         return {position: tuple(reasons) for position, reasons in sorted(self.reasons.items())}
@@ -404,6 +443,45 @@ class _Rows:
         for rule, found in zip(self.togethers, caught, strict=True):
             self._note(rule, sorted(found))
         self.fit = self._winners() if self.wholes else None
+
+
+def _apart(groups: Mapping[tuple[str, ...], Any]) -> list[list[tuple[str, ...]]]:
+    """Groups of columns in packs that share no column."""
+    packs: list[list[tuple[str, ...]]] = []
+    for names in groups:
+        free = (pack for pack in packs if not any(set(names) & set(other) for other in pack))
+        pack = next(free, None)
+        if pack is None:
+            packs.append([names])
+        else:
+            pack.append(names)
+    return packs
+
+
+def _distinct(connection: Any, names: Sequence[str]) -> pa.Table:
+    """The combinations of values that occur in `rows`; null is a value."""
+    columns = ", ".join(f'"{name}"' for name in names)
+    found: pa.Table = connection.sql(f"select distinct {columns} from rows").to_arrow_table()
+    return found
+
+
+def _side_by_side(tables: Mapping[tuple[str, ...], pa.Table]) -> pd.DataFrame:
+    """Columns of several tables in one frame, the shorter ones filled with their last row."""
+    size = max(table.num_rows for table in tables.values())
+    columns: dict[str, pa.ChunkedArray] = {}
+    for table in tables.values():
+        at = pa.array(np.minimum(np.arange(size), table.num_rows - 1))
+        columns |= {name: table[name].take(at) for name in table.column_names}
+    return to_frame(pa.table(columns))
+
+
+def _holding(connection: Any, names: Sequence[str], guilty: pa.Table) -> list[int]:
+    """Positions of the rows that hold one of these combinations of values."""
+    connection.register("guilty", guilty)
+    same = " and ".join(f'r."{name}" is not distinct from g."{name}"' for name in names)
+    found = connection.sql(f"select r.{ROW} from rows r where exists (select 1 from guilty g where {same}) order by 1")
+    positions: list[int] = found.to_arrow_table()[ROW].to_pylist()
+    return positions
 
 
 def _values(rows: pa.Table, rule: Rule, positions: Sequence[int]) -> list[str]:
@@ -461,7 +539,7 @@ def _partitions(
         findings.append(
             Finding(rule.type, rule.args, "partition", "error", "", len(positions), tuple(said.values())[:EXAMPLES])
         )
-    if found.fit is not None and len(found.frame):
+    if found.fit is not None and found.rows.num_rows:
         broken: list[list[str]] = [[] for _ in found.wholes]
         for day, mine in by_day(found.frame.iloc[found.fit]):
             for at, value in enumerate(found.engine.judge(mine, found.wholes)):
@@ -484,7 +562,7 @@ def _partitions(
 def _facts(found: _Rows, recent: Sequence[int], days: Sequence[dt.date]) -> list[dict[str, Any]]:
     """Counts, bounds and freshness of each partition."""
     rows, table, bounds = found.rows, found.table, found.table.row_count
-    frame = pd.DataFrame({PARTITION: found.frame[PARTITION]})
+    frame = to_frame(rows.select([PARTITION]))
     # a file delivered twice does not make a day twice as large
     frame["counted"] = winners(rows, table.key).to_numpy(zero_copy_only=False)
     frame["bad"] = False

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from include.evergreen.errors import DataError, SchemaMismatch
+from include.evergreen.errors import SchemaMismatch
 from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import ModelBundle
 
@@ -57,9 +57,6 @@ def _check(bundle: ModelBundle, rows: pa.Table, spec: ModelSpec) -> None:
     missing = [name for name in expected if name not in rows.column_names]
     if missing:
         raise SchemaMismatch(f"features of {bundle.model}: expected {missing}, found only {rows.column_names}")
-    for name in bundle.features:
-        if pa.types.is_floating(rows[name].type) and pc.any(pc.is_inf(rows[name])).as_py():
-            raise DataError(f"features of {bundle.model}: {name}: expected finite numbers or nulls, found infinity")
 
 
 def reasons(bundle: ModelBundle, rows: pa.Table, n: int) -> list[pa.Array]:

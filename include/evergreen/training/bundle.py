@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from include.evergreen.errors import ChecksumMismatch
+from include.evergreen.errors import ChecksumMismatch, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import xgboost
 
 PREDICTION = "probability"
+BATCH_ROWS = 65_536
+"""Rows that are predicted, or handed to XGBoost, at a time: memory stays flat."""
 FILES = ("bundle.json", "model.ubj", "reference.parquet")
 """The files of a stored bundle."""
 
@@ -108,11 +110,38 @@ class ModelBundle:
             frame[name] = pd.Categorical(frame[name], categories=list(values))
         return frame.astype({name: "float32" for name in self.features if name not in self.categories})
 
-    def predict(self, features: pa.Table) -> np.ndarray:
-        """P(label) per row, shape (rows,), float32."""
-        import xgboost
+    def codes(self, features: pa.Table) -> np.ndarray:
+        """Features as the booster stores them: shape (rows, features), float32; a category as its code, NaN for null.
 
-        found: np.ndarray = self._booster.predict(xgboost.DMatrix(self.matrix(features), enable_categorical=True))
+        Raises:
+            DataError: an infinite value.
+        """
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found = np.empty((features.num_rows, len(self.features)), dtype="float32")
+        for at, name in enumerate(self.features):
+            column = features[name]
+            if name in self.categories:
+                known = pa.array(self.categories[name], pa.string())
+                # nulls and values that training did not see have no code
+                column = pc.index_in(column.cast(pa.string()), value_set=known)
+            found[:, at] = column.cast(pa.float32(), safe=False).to_numpy()
+        infinite = np.isinf(found)
+        if infinite.any():
+            name = self.features[int(infinite.any(axis=0).argmax())]
+            raise DataError(f"features of {self.model}: {name}: expected finite numbers or nulls, found infinity")
+        return found
+
+    def predict(self, features: pa.Table) -> np.ndarray:
+        """P(label) per row, shape (rows,), float32. Raises DataError: see `codes`."""
+        import numpy as np
+
+        found = np.empty(features.num_rows, dtype="float32")
+        for start in range(0, features.num_rows, BATCH_ROWS):
+            batch = self.codes(features.slice(start, BATCH_ROWS))
+            found[start : start + BATCH_ROWS] = self._booster.inplace_predict(batch, validate_features=False)
         return found
 
     def contributions(self, features: pa.Table) -> np.ndarray:

@@ -15,8 +15,12 @@ from include.evergreen.drift.profile import learn
 from include.evergreen.drift.sketch import sketch, to_bytes
 from include.evergreen.errors import NotEnoughData
 from include.evergreen.specs import FrozenHoldout, ModelSpec, Training
-from include.evergreen.training.bundle import PREDICTION, ModelBundle
+from include.evergreen.training.bundle import BATCH_ROWS, PREDICTION, ModelBundle
 from include.evergreen.training.metrics import best_threshold, costs_of, score
+
+IN_ONE_PIECE = 524_288
+"""More rows than this reach XGBoost in batches: the quantiles are merged, the memory of a copy is saved."""
+MAX_SLICES = 4096
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,12 @@ def split(rows: pa.Table, as_of: dt.date, training: Training, frozen: FrozenHold
     """
     holdout_from = as_of - dt.timedelta(days=training.holdout_days)
     validation_from = holdout_from - dt.timedelta(days=training.validation_days)
-    rows = rows.filter(pc.invert(on_frozen_days(rows, frozen, holdout_from)))
+    rows = _only(rows, pc.invert(on_frozen_days(rows, frozen, holdout_from)))
     day = rows["as_of"]
     parts = {
-        "training": rows.filter(pc.less(day, validation_from)),
-        "validation": rows.filter(pc.and_(pc.greater_equal(day, validation_from), pc.less(day, holdout_from))),
-        "holdout": rows.filter(pc.and_(pc.greater_equal(day, holdout_from), pc.less(day, as_of))),
+        "training": _only(rows, pc.less(day, validation_from)),
+        "validation": _only(rows, pc.and_(pc.greater_equal(day, validation_from), pc.less(day, holdout_from))),
+        "holdout": _only(rows, pc.and_(pc.greater_equal(day, holdout_from), pc.less(day, as_of))),
     }
     for name, part in parts.items():
         least = training.min_rows if name == "training" else 1
@@ -56,6 +60,16 @@ def split(rows: pa.Table, as_of: dt.date, training: Training, frozen: FrozenHold
                 f"({rows.num_rows} labelled rows in all; train < {validation_from} <= validation < {holdout_from})"
             )
     return Split(parts["training"], parts["validation"], parts["holdout"], validation_from, holdout_from)
+
+
+def _only(rows: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    """Rows of a mask: as slices, without a copy, where they lie together, as rows sorted by date do."""
+    chosen = mask.to_numpy().astype("int8")
+    edges = np.flatnonzero(np.diff(chosen, prepend=0, append=0))
+    if len(edges) > 2 * MAX_SLICES:
+        return rows.filter(mask)
+    slices = [rows.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
+    return pa.concat_tables(slices) if slices else rows.slice(0, 0)
 
 
 def on_frozen_days(rows: pa.Table, frozen: FrozenHoldout, before: dt.date) -> pa.ChunkedArray:
@@ -94,6 +108,31 @@ def _train(params: dict[str, Any], training: Training, train: Any, validation: A
         verbose_eval=False,
     )
     return booster[: booster.best_iteration + 1], booster.best_score
+
+
+def _matrix(draft: ModelBundle, rows: pa.Table, threads: int, ref: Any) -> Any:
+    """Rows as XGBoost trains on them, in bins (those of `ref`)."""
+    import xgboost
+
+    if rows.num_rows <= IN_ONE_PIECE:
+        return xgboost.QuantileDMatrix(
+            draft.matrix(rows), label=label_of(rows), enable_categorical=True, nthread=threads, ref=ref
+        )
+
+    class Batches(xgboost.DataIter):  # type: ignore[misc]
+        start = 0
+
+        def next(self, input_data: Any) -> bool:
+            part = rows.slice(self.start, BATCH_ROWS)
+            if part.num_rows:
+                input_data(data=draft.matrix(part), label=label_of(part))
+            self.start += BATCH_ROWS
+            return bool(part.num_rows)
+
+        def reset(self) -> None:
+            self.start = 0
+
+    return xgboost.QuantileDMatrix(Batches(), enable_categorical=True, nthread=threads, ref=ref)
 
 
 def _tune(spec: ModelSpec, params: dict[str, Any], train: Any, validation: Any) -> dict[str, Any]:
@@ -143,8 +182,6 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
     Raises:
         NotEnoughData.
     """
-    import xgboost
-
     parts = split(rows, as_of, spec.training, spec.gate.frozen)
     categories = {
         name: tuple(sorted(value for value in pc.unique(parts.train[name]).to_pylist() if value is not None))
@@ -152,18 +189,13 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
     }
     draft = ModelBundle(model=spec.name, as_of=as_of, booster=b"", features=tuple(spec.features), categories=categories)
 
-    def matrix(table: pa.Table) -> Any:
-        return xgboost.QuantileDMatrix(
-            draft.matrix(table), label=label_of(table), enable_categorical=True, nthread=spec.training.threads, ref=ref
-        )
-
-    ref = None
-    train = ref = matrix(parts.train)
-    validation = matrix(parts.validation)
+    train = _matrix(draft, parts.train, spec.training.threads, None)
+    validation = _matrix(draft, parts.validation, spec.training.threads, train)
     params = _params(spec, overrides)
     if spec.training.trials:
         params = _tune(spec, params, train, validation)
     booster, _ = _train(params, spec.training, train, validation)
+    del train, validation
     importances = {name: float(np.mean(value)) for name, value in booster.get_score(importance_type="gain").items()}
     bundle = replace(draft, booster=bytes(booster.save_raw("ubj")), baseline=float(label_of(parts.train).mean()))
     everything = pa.concat_tables([parts.train, parts.validation, parts.holdout])
@@ -189,7 +221,7 @@ def fit(spec: ModelSpec, rows: pa.Table, as_of: dt.date, overrides: dict[str, An
                 "validation": parts.validation.num_rows,
                 "holdout": parts.holdout.num_rows,
             },
-            "train_from": min(parts.train["as_of"].to_pylist()).isoformat(),
+            "train_from": pc.min(parts.train["as_of"]).as_py().isoformat(),
             "trained_until": (parts.holdout_from - dt.timedelta(days=1)).isoformat(),
             "metrics": metrics,
             "importances": importances,
