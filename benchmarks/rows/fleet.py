@@ -1,29 +1,23 @@
-"""How long the fleet takes to read: 300 models of 60 days, medians of five.
-
-    PYTHONPATH=. .venv/bin/python benchmarks/bench_fleet.py [models] [days]
-
-Six models are seeded through the real steps; their rows are copied for the others.
-"""
+"""The fleet page: every query and the rendering, as the server answers a request. Beside it the queries alone."""
 
 from __future__ import annotations
 
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
+from benchmarks.side import Side
 from include.evergreen.health import read
 from include.evergreen.mart.schema import alerts, champions, cohorts, ledger, monitorings, scorings
 from include.evergreen.mart.store import Mart
 from include.evergreen.specs import ModelSpec
 from tests.examples_health import World, seed
 
+DAYS = 60
+SAMPLES = 7
 SEEDED = 6
 OF_MODEL = ((scorings, "model"), (monitorings, "model"), (cohorts, "model"), (champions, "model"), (ledger, "subject"))
 
@@ -63,40 +57,43 @@ def _copy(connection: sa.Connection, table: sa.Table, column: str, pattern: str,
     connection.execute(table.insert().from_select(names, rows))
 
 
-def measured(mart: Mart, what: str, call: Callable[[], Any], repeats: int = 5) -> None:
-    """Print the median times of a call after a first one, and its queries."""
-    queries: list[str] = []
-
-    def count(_c: Any, _cur: Any, statement: str, *_: Any) -> None:
-        queries.append(statement)
-
+def _median(call: Callable[[], Any]) -> float:
+    """Seconds, after a first call."""
     call()
-    event.listen(mart.engine, "before_cursor_execute", count)
-    times, busy = [], []
-    for _ in range(repeats):
-        start, spent = time.perf_counter(), time.process_time()
+    times = []
+    for _ in range(SAMPLES):
+        start = time.perf_counter()
         call()
-        times.append((time.perf_counter() - start) * 1000)
-        busy.append((time.process_time() - spent) * 1000)
-    event.remove(mart.engine, "before_cursor_execute", count)
-    wall, cpu, number = statistics.median(times), statistics.median(busy), len(queries) // repeats
-    sys.stdout.write(f"{what:22} {wall:8.1f} ms, {cpu:7.1f} ms of processor, {number:3d} queries\n")
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
-def main(models: int = 300, days: int = 60) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mart = Mart(f"sqlite:///{Path(folder)}/mart.db")
-        world, specs = fill(mart, models, days)
-        spec = next(iter(specs.values()))
-        source = world.sources[spec.source]
-        few = dict(list(specs.items())[:3])
-        measured(mart, f"fleet, {models} models", lambda: read.fleet(mart, specs, world.sources))
-        measured(mart, "fleet, 3 of them", lambda: read.fleet(mart, few, world.sources))
-        measured(mart, "model page", lambda: read.model_page(mart, spec, source, peers=specs))
-        measured(mart, "story", lambda: read.story(mart, [spec.name]))
-        measured(mart, "report page", lambda: read.report_page(mart, spec, source, world.today))
-        measured(mart, "tables", lambda: read.tables(mart, world.sources))
+def engine(side: Side) -> dict[str, Any]:
+    """`scale` models of 60 days. Six are seeded through the real steps; their rows are copied for the others."""
+    from starlette.testclient import TestClient
+
+    from include.evergreen.web.app import create_app
+    from tests.examples_web import ORIGIN, FakeAirflow
+    from tests.support import memory_platform
+
+    platform = memory_platform(side.folder)
+    world, specs = fill(platform.mart, side.scale, DAYS)
+    spec = next(iter(specs.values()))
+    app = create_app(lambda: platform, FakeAirflow(platform.mart), lambda: (specs, world.sources))
+    headers = {"authorization": "Bearer token-oncall", "accept": "text/html"}
+    with TestClient(app, base_url=ORIGIN, headers=headers) as client:
+        page = client.get("/")
+        with side.timed():
+            fleet = _median(lambda: client.get("/"))
+        parts = {
+            "read_seconds": _median(lambda: read.fleet(platform.mart, specs, world.sources)),
+            "model_seconds": _median(
+                lambda: read.model_page(platform.mart, spec, world.sources[spec.source], peers=specs)
+            ),
+        }
+    if page.status_code != 200 or page.text.count("copy_") < side.scale - SEEDED:
+        raise RuntimeError(f"expected a page with {side.scale} models, found {page.status_code}: {page.text[:300]}")
+    return {"page_seconds": fleet, "kib": len(page.content) / 1024, **parts}
 
 
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+SIDES = {"engine": engine}
