@@ -9,11 +9,23 @@ UV_VERSION := 0.13.9
 BOOT := $(VENV)/.uv-$(UV_VERSION)
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+CLUSTER_STAMP := $(VENV)/.installed-cluster
 export PYTHONPATH := $(CURDIR)
 STACK := $(BIN)/python -m include.evergreen.local
 REPLAY := $(BIN)/python -m include.evergreen.replay
 
-.PHONY: help install install-dev check format test test-tools demo up down status sql migrate dictionary ledger calibrate gate-selftest time-machine clean lock
+# Installs the Debian packages that the shell's $missing names.
+define INSTALL_MISSING
+[ -n "$$missing" ] || exit 0; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then root=; \
+	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then root="sudo -n"; \
+	else echo "Expected $$missing, found none: install it (another Chromium: EVERGREEN_CHROMIUM=/path/to/chromium)" >&2; exit 1; fi; \
+	echo "Installing $$missing" >&2; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$$root apt-get install -yqq $$missing >&2 || { $$root apt-get update -qq >&2; $$root apt-get install -yqq $$missing >&2; }
+endef
+
+.PHONY: help install install-dev check format test test-tools test-cluster cluster-tools env demo up down status sql migrate dictionary ledger calibrate gate-selftest time-machine bench clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,13 +51,19 @@ test-tools: ## Install Debian's Chromium and PostgreSQL for the tests, unless th
 	@missing=; \
 	[ -n "$(EVERGREEN_CHROMIUM)" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing=chromium; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
-	[ -n "$$missing" ] || exit 0; \
-	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then root=; \
-	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then root="sudo -n"; \
-	else echo "Expected $$missing, found none: install it (another Chromium: EVERGREEN_CHROMIUM=/path/to/chromium)" >&2; exit 1; fi; \
-	echo "Installing $$missing" >&2; \
-	export DEBIAN_FRONTEND=noninteractive; \
-	$$root apt-get install -yqq $$missing >&2 || { $$root apt-get update -qq >&2; $$root apt-get install -yqq $$missing >&2; }
+	$(INSTALL_MISSING)
+
+test-cluster: $(CLUSTER_STAMP) cluster-tools ## The services of docker-compose.yaml as processes, and the loop on real flights
+	$(BIN)/pytest tests/cluster --durations=15 $(ARGS)
+
+cluster-tools: ## Install Debian's PostgreSQL and Redis for the cluster, unless they are there
+	@missing=; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	$(INSTALL_MISSING)
+
+env: ## Write .env for docker-compose.yaml with random secrets; never overwrites one
+	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; exec "$$python" -m include.evergreen.local.dotenv
 
 demo: $(STAMP) ## The whole loop on real flights, until Ctrl-C; EXIT=1 stops after the summary
 	@exec $(STACK) demo $(if $(filter-out 0,$(EXIT)),--exit)
@@ -79,6 +97,9 @@ gate-selftest: $(STAMP) ## The gate against a twin, worse and better models: mak
 
 time-machine: $(STAMP) ## Replay history under four retrain policies and with faults; writes docs/time-machine.md
 	@$(REPLAY) time-machine --model "$(or $(MODEL),flight_delay)"
+
+bench: $(DEV_STAMP) ## Benchmarks with bounds; writes docs/benchmarks.md: make bench [ROW=training] [FRESH=1] [LARGE=1]
+	@$(BIN)/python -m benchmarks $(ROW) $(if $(FRESH),--fresh) $(if $(LARGE),--large)
 
 clean: $(STAMP) ## End the stack and delete all its data (var/); keeps .venv
 	@$(STACK) clean
@@ -128,5 +149,13 @@ $(DEV_STAMP): requirements-dev.txt $(STAMP)
 	if [ "$$(cat $@ 2>/dev/null)" != "$$sum" ]; then \
 	  echo "Installing requirements-dev.txt into $(VENV)" >&2; \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements-dev.txt >&2; \
+	fi; \
+	echo "$$sum" > $@
+
+$(CLUSTER_STAMP): requirements-cluster.txt $(DEV_STAMP)
+	@sum=$$(cat requirements.txt requirements-dev.txt requirements-cluster.txt | sha256sum | cut -d' ' -f1); \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$sum" ]; then \
+	  echo "Installing requirements-cluster.txt into $(VENV)" >&2; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements-cluster.txt >&2; \
 	fi; \
 	echo "$$sum" > $@

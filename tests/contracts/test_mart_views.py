@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
-import re
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from include.evergreen import specs
 from include.evergreen.errors import NotFound, Refused
+from include.evergreen.local import prepare
 from include.evergreen.mart import views
 from include.evergreen.mart.dictionary import View, common, dictionary, type_name
 from include.evergreen.mart.export import export
 from include.evergreen.mart.store import Mart
-from tests.contracts.conftest import programs
 from tests.contracts.test_mart import DAY, KEY, cohort, decision, everything, model, predictions, query, source
 
 NEXT = DAY + dt.timedelta(days=1)
@@ -240,29 +237,14 @@ def test_the_read_only_uri_reads_and_never_writes(tmp_path: Path) -> None:
     mart.engine.dispose()
 
 
-def roles_sql() -> str:
-    """What docker-compose.yaml runs to make the read role."""
-    (made,) = re.findall(r"<<'SQL'\n((?:(?!SQL\n).)*analyst_read(?:(?!SQL\n).)*?)\s*SQL\n", compose(), re.DOTALL)
-    return str(made)
-
-
-def compose() -> str:
-    return (specs.PROJECT / "docker-compose.yaml").read_text(encoding="utf-8")
-
-
 def test_a_reader_reads_the_views_and_nothing_else(postgres: str) -> None:
     mart = Mart(postgres)
-    psql = programs()
-    if psql is None:
-        pytest.skip("no psql")
     name = sa.make_url(postgres).database
-    script = roles_sql().replace("on database mart", f"on database {name}")
-    command = [str(psql / "psql"), "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", libpq(postgres)]
     mart.create()
     with pytest.raises(NotFound, match="create it first"):
         mart.grant_read("nobody_at_all")
     for _ in range(2):
-        subprocess.run(command, input=script, text=True, check=True)
+        prepare.databases(libpq(postgres), {})
     mart.grant_read()
     mart.ensure_model(SPEC, SOURCE)  # views made later are granted too
     publish(mart)

@@ -31,6 +31,13 @@ PORTS = {
 }
 """name -> (variable that changes it, default). `logs` serves the logs of running tasks and triggers, `health` the
 scheduler's own check."""
+CLUSTER_PORTS = {
+    **PORTS,
+    "postgres": ("EVERGREEN_PORT_POSTGRES", 15432),
+    "redis": ("EVERGREEN_PORT_REDIS", 16379),
+    "mlflow": ("EVERGREEN_PORT_MLFLOW", 15000),
+}
+"""The same for the services of `docker-compose.yaml` as processes; no service's usual port."""
 
 
 def hostname() -> str:
@@ -81,22 +88,25 @@ class Layout:
     project: Path = PROJECT
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] | None = None) -> Layout:
-        """Read `EVERGREEN_VAR`, `EVERGREEN_DAGS` and `EVERGREEN_PORT_*`.
+    def from_env(
+        cls, env: Mapping[str, str] | None = None, known: Mapping[str, tuple[str, int]] | None = None
+    ) -> Layout:
+        """Read `EVERGREEN_VAR`, `EVERGREEN_DAGS` and `EVERGREEN_PORT_*`: the ports of `known`, by default `PORTS`.
 
         Raises:
             SettingsError: a port is no number from 1 to 65535, or two parts share one.
         """
         env = os.environ if env is None else env
+        known = PORTS if known is None else known
         ports: dict[str, int] = {}
-        for name, (variable, default) in PORTS.items():
+        for name, (variable, default) in known.items():
             found = env.get(variable) or str(default)
             if not found.isdigit() or not 0 < int(found) < 65536:
                 raise SettingsError(f"{variable}: expected a port from 1 to 65535, found {found!r}")
             taken = next((other for other, port in ports.items() if port == int(found)), None)
             if taken:
                 raise SettingsError(
-                    f"{variable}: expected a port of its own, found {found}, which is {PORTS[taken][0]}"
+                    f"{variable}: expected a port of its own, found {found}, which is {known[taken][0]}"
                 )
             ports[name] = int(found)
         return cls(

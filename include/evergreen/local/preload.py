@@ -1,4 +1,6 @@
-"""Imported once by the scheduler's fork server: workers and tasks are forked from it and find these modules loaded.
+"""Imported once by what workers are forked from: their tasks find these modules loaded.
+
+That is the scheduler's fork server, or the parent process of a Celery worker.
 
 Only imports: a thread or a connection would not survive the fork.
 """
@@ -44,11 +46,11 @@ MODULES = (
 )
 
 
-def load() -> dict[str, str]:
+def load(modules: tuple[str, ...] = MODULES) -> dict[str, str]:
     """Import every module; returns {module: error} of those that failed. A missing one only costs its warmth."""
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     failed: dict[str, str] = {}
-    for name in MODULES:
+    for name in modules:
         try:
             importlib.import_module(name)
         except Exception as error:  # a task that needs it reports the error itself
@@ -58,6 +60,10 @@ def load() -> dict[str, str]:
     return failed
 
 
-failed = load()
-for _name, _error in failed.items():
-    print(f"preload: {_name}: {_error}", flush=True)
+def warm(modules: tuple[str, ...] = MODULES) -> None:
+    """Load, and say what could not be."""
+    for name, error in load(modules).items():
+        print(f"preload: {name}: {error}", flush=True)
+
+
+warm()

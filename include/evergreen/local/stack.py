@@ -32,7 +32,7 @@ import psutil
 from include.evergreen.errors import EvergreenError, Unavailable
 from include.evergreen.local import object_store, processes
 from include.evergreen.local.guard import FAREWELL
-from include.evergreen.local.layout import LOOPBACK, PORTS, Layout, environment, taken, write_private
+from include.evergreen.local.layout import CLUSTER_PORTS, LOOPBACK, Layout, environment, taken, write_private
 
 AIRFLOW = (
     ("api-server", ("api-server",)),
@@ -86,6 +86,7 @@ class Part:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    stop: signal.Signals = signal.SIGTERM
 
 
 class Stack:
@@ -98,6 +99,8 @@ class Stack:
 
     Inside `with`, SIGTERM and SIGHUP end the block as Ctrl-C does, and the death of a part raises StackFell at once.
     """
+
+    stop_order: tuple[tuple[str, ...], ...] = STOP_ORDER
 
     def __init__(self, layout: Layout | None = None) -> None:
         self.layout = layout or Layout.from_env()
@@ -131,6 +134,15 @@ class Stack:
             raise
 
     def _start(self) -> None:
+        self._claim()
+        self._start_object_store()
+        self._prepare()
+        for name, arguments in AIRFLOW:
+            self._spawn(name, [sys.executable, "-m", "airflow", *arguments])
+        self._start_log_server()
+
+    def _claim(self) -> None:
+        """Take `var` and the ports, and start the guard."""
         self.layout.make_folders()
         self._take_lock()
         end_leftovers(self.layout)
@@ -139,21 +151,22 @@ class Stack:
                 by = processes.holder(port)
                 raise PortTaken(
                     f"port {port} ({name}) is taken{' by ' + by if by else ''}: "
-                    f"free it, or choose another one with {PORTS[name][0]}=<port>"
+                    f"free it, or choose another one with {CLUSTER_PORTS[name][0]}=<port>"
                 )
         write_private(self.layout.passwords_file, json.dumps(self.layout.secrets.passwords))
         self._id = random.token_hex(8)
         self._started_at = dt.datetime.now(dt.UTC)
         self._write_state(ready=False)
         self._start_guard()
+
+    def _start_object_store(self) -> None:
         store = self.layout.secrets
         argv, extra = object_store.command(
             self.layout.objects, self.layout.ports["s3"], store.s3_access_key, store.s3_secret_key
         )
         self._spawn(OBJECT_STORE, argv, extra)
-        self._prepare()
-        for name, arguments in AIRFLOW:
-            self._spawn(name, [sys.executable, "-m", "airflow", *arguments])
+
+    def _start_log_server(self) -> None:
         server = "airflow.utils.serve_logs.log_server:get_app"
         at = ["--host", LOOPBACK, "--port", str(self.layout.ports["logs"])]
         self._spawn(LOG_SERVER, [sys.executable, "-m", "uvicorn", server, "--factory", "--no-access-log", *at])
@@ -168,8 +181,16 @@ class Stack:
             raise AlreadyRunning(f"a stack already runs on {self.layout.var}: `make down` ends it") from error
 
     def _env(self, extra: dict[str, str] | None = None) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "EVERGREEN_"))}
-        return {**inherited, **self.environment, **(extra or {}), processes.MARK: self._id}
+        return {**self._inherited(), **self.environment, **(extra or {}), **self.mark}
+
+    @staticmethod
+    def _inherited() -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "EVERGREEN_"))}
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """By which the processes of this stack are known."""
+        return {processes.MARK: self._id}
 
     def _start_guard(self) -> None:
         self._guard = subprocess.Popen(
@@ -181,24 +202,23 @@ class Stack:
             start_new_session=True,
         )
 
-    def _run(self, name: str, argv: list[str], extra: dict[str, str] | None = None) -> Part:
+    def _run(self, name: str, argv: list[str], extra: dict[str, str] | None = None, **popen: Any) -> Part:
         log = self.layout.logs / f"{name}.log"
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         with log.open("wb") as file:
             process = subprocess.Popen(
                 argv,
-                env=self._env(extra),
-                cwd=self.layout.project,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                **{"cwd": self.layout.project, "env": self._env(extra), **popen},
             )
         return Part(name, process, log)
 
-    def _spawn(self, name: str, argv: list[str], extra: dict[str, str] | None = None) -> None:
-        self.parts[name] = self._run(name, argv, extra)
+    def _spawn(self, name: str, argv: list[str], extra: dict[str, str] | None = None, **popen: Any) -> None:
+        self.parts[name] = self._run(name, argv, extra, **popen)
 
     def _prepare(self) -> None:
         """Bring the databases up to date. Airflow's is awaited; the others are, in `wait_ready`."""
@@ -271,9 +291,9 @@ class Stack:
             beat = part.get(f"latest_{key}_heartbeat")
             if part.get("status") != "healthy" or not beat or dt.datetime.fromisoformat(beat) < self._started_at:
                 return name
-        if not _listens(self.layout.ports["health"]):
+        if not listens(self.layout.ports["health"]):
             return "scheduler"
-        return None if _listens(self.layout.ports["logs"]) else LOG_SERVER
+        return None if listens(self.layout.ports["logs"]) else LOG_SERVER
 
     def check(self) -> None:
         """Raises StackFell when a part has ended."""
@@ -296,7 +316,7 @@ class Stack:
         with _signals_ignored():
             self._stopping = True
             if self._id:
-                for names in STOP_ORDER:
+                for names in self.stop_order:
                     self._end([self.parts[name] for name in names if name in self.parts], grace)
                 processes.end(self._id, grace=2.0)
                 for part in [*self.parts.values(), *self._steps.values()]:
@@ -318,7 +338,7 @@ class Stack:
         """SIGTERM to each part, then to what is left of its session, which SIGKILL ends."""
         for part in parts:
             if part.process.poll() is None:
-                part.process.terminate()
+                part.process.send_signal(part.stop)
         deadline = time.monotonic() + grace
         for part in parts:
             try:
@@ -378,7 +398,8 @@ class Stack:
                 raise
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether something takes connections on a loopback port."""
     import socket
 
     with socket.socket() as probe:

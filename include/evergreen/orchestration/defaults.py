@@ -37,6 +37,9 @@ POOL_INGEST = "ingest"
 POOL_SCORING = "scoring"
 POOL_TRAINING = "training"
 
+QUEUES = {POOL_TRAINING: "training"}
+"""Celery's queue of a pool's tasks, where it is not the default one. Other executors ignore it."""
+
 
 def midnight(day: dt.date) -> dt.datetime:
     """A spec's date as Airflow's start and end dates."""
@@ -102,4 +105,5 @@ def default_args(owner: str, pool: str | None = None, timeout_minutes: float = 3
         "on_success_callback": [alarms.task_done],
         "on_skipped_callback": [alarms.task_done],
         **({"pool": pool} if pool else {}),
+        **({"queue": QUEUES[pool]} if pool in QUEUES else {}),
     }
