@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
@@ -14,14 +13,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from include.evergreen.errors import SettingsError
+from include.evergreen.local import postgres as server
+
 NAMED = os.environ.get("EVERGREEN_TEST_POSTGRES_URL")
-
-
-def programs() -> Path | None:
-    """The folder of the newest installed server's programs."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    on_path = shutil.which("initdb")
-    return found[-1].parent if found else Path(on_path).parent if on_path else None
 
 
 @pytest.fixture(scope="session")
@@ -30,19 +25,18 @@ def postgres_server() -> Iterator[str]:
     if NAMED:
         yield NAMED
         return
-    folder = programs()
-    if folder is None:
+    try:
+        folder = server.programs()
+    except SettingsError:
         pytest.skip("no PostgreSQL: neither EVERGREEN_TEST_POSTGRES_URL nor an installed server")
     pytest.importorskip("psycopg")
-    # the server refuses to run as root; pytest's own folders are closed to others
-    user = pwd.getpwnam("postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
+    user = server.owner()  # pytest's own folders are closed to others
     home = Path(tempfile.mkdtemp(prefix="evergreen-postgres-"))
     os.chown(home, user.pw_uid, user.pw_gid)
 
     def run(program: str, *arguments: str) -> None:
         command = [str(folder / program), "--pgdata", str(home / "data"), *arguments]
-        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-        subprocess.run(command, cwd=home, check=True, stdout=subprocess.DEVNULL, **who)
+        subprocess.run(command, cwd=home, check=True, stdout=subprocess.DEVNULL, **server.as_owner())
 
     try:
         run("initdb", "--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8", "--locale=C")
@@ -59,16 +53,16 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture
 def postgres(postgres_server: str) -> Iterator[str]:
     """URL of an empty database of its own."""
-    server = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     name = f"mart_{uuid.uuid4().hex}"
-    with server.connect() as connection:
+    with engine.connect() as connection:
         connection.exec_driver_sql(f"create database {name}")
     try:
         yield sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
     finally:
-        with server.connect() as connection:
+        with engine.connect() as connection:
             connection.exec_driver_sql(f"drop database {name} with (force)")
-        server.dispose()
+        engine.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from include.evergreen.alerts.inbox import MAX_NOTE, Inbox
 from include.evergreen.errors import NotFound, Refused
 from include.evergreen.mart.store import Mart
 from include.evergreen.specs import PROJECT
+from tests.contracts.test_mart import at_once
 
 DAY = dt.date(2013, 7, 1)
 START = dt.datetime(2026, 1, 1, 3, tzinfo=dt.UTC)
@@ -62,25 +62,6 @@ def drift(n: int = 0, run: str | None = None, model: str = "flight_delay", kind:
 def recovered(inbox: Inbox, n: int, **changes: Any) -> list[int]:
     asked: dict[str, Any] = {"subject": "flight_delay", "kinds": ["drift"], "as_of": day(n), "by": f"ok on day {n}"}
     return [alert.id for alert in inbox.recover(**{**asked, **changes})]
-
-
-def at_once(work: Callable[[int], Any], workers: int = 4) -> None:
-    failures: list[BaseException] = []
-    barrier = threading.Barrier(workers)
-
-    def run(number: int) -> None:
-        try:
-            barrier.wait()
-            work(number)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
 
 
 # --- one alert per cause ---------------------------------------------------------------------------------------------
@@ -164,7 +145,7 @@ def test_a_hundred_at_once_are_one_alert_and_one_message(inbox: Inbox) -> None:
             messages.extend(one.alert.id for one in told)
             inbox.settle("mail", told, arrived=True)
 
-    at_once(work)
+    assert at_once(work) == []
     (alert,) = inbox.open()
     assert (alert.seen, messages) == (100, [alert.id])
 
@@ -282,7 +263,7 @@ def test_a_snooze_is_a_decision_and_safe_to_press_twice(inbox: Inbox) -> None:
 
 def test_two_people_at_once_are_two_decisions(inbox: Inbox) -> None:
     number = opened(inbox, drift())
-    at_once(lambda n: inbox.acknowledge(number, f"person-{n}", "mine"))
+    assert at_once(lambda n: inbox.acknowledge(number, f"person-{n}", "mine") and None) == []
     assert sorted(row[3] for row in decisions(inbox)) == [f"alert-{number}-{n}" for n in (1, 2, 3, 4)]
 
 
@@ -456,7 +437,7 @@ def test_a_storm_of_causes_is_a_few_messages(inbox: Inbox, clock: Clock) -> None
 def test_one_of_many_senders_gets_the_message(inbox: Inbox) -> None:
     inbox.raise_(drift())
     found: list[int] = []
-    at_once(lambda _: found.extend(one.alert.id for one in inbox.claim("mail", REMIND)))
+    assert at_once(lambda _: found.extend(one.alert.id for one in inbox.claim("mail", REMIND))) == []
     assert len(found) == 1
 
 

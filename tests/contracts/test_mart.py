@@ -126,15 +126,15 @@ def everything(mart: Mart) -> dict[str, list[tuple[Any, ...]]]:
     return {name: sorted(query(mart, f"select * from {name}"), key=repr) for name in names}
 
 
-def at_once(work: Callable[[int], None], workers: int = 4) -> list[Exception]:
-    failures: list[Exception] = []
+def at_once(work: Callable[[int], None], workers: int = 4) -> list[BaseException]:
+    failures: list[BaseException] = []
     barrier = threading.Barrier(workers)
 
     def run(number: int) -> None:
-        barrier.wait()
         try:
+            barrier.wait()
             work(number)
-        except Exception as error:
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(workers)]

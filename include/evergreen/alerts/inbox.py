@@ -234,6 +234,12 @@ class Inbox:
         query = query if subject is None else query.where(a.subject == fit(subject, MAX_SUBJECT))
         return self._alerts(query.order_by(a.severity, a.opened_at.desc(), a.id.desc()))
 
+    def count_open(self) -> int:
+        """How many are open."""
+        with self.mart.reading() as connection:
+            query = sa.select(sa.func.count()).select_from(alerts).where(alerts.c.resolved_at.is_(None))
+            return int(connection.scalar(query) or 0)
+
     def history(self, subject: str | None = None, limit: int = 50, before: int | None = None) -> list[Alert]:
         """Alerts, open or not, newest first. `before`: only those with a lower id, for the next page."""
         a = alerts.c

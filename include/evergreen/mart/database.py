@@ -145,9 +145,6 @@ class Database:
             raise Unavailable(f"mart lock {name!r}: expected it within {timeout:g} s, found it still held")
         time.sleep(0.05)
 
-    # callers of before
-    _reading, _writing = reading, writing
-
     def read_only_uri(self) -> str:
         """A URI for `sqlite3.connect(..., uri=True)` and tools that take one: reads only.
 

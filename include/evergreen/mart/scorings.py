@@ -116,6 +116,14 @@ class Scorings(Database):
         c = scorings.c
         return self.listed(sa.select(scorings).where(c.model == model).order_by(c.as_of, c.version))
 
+    def newest_scored(self, model: str) -> dt.date | None:
+        """The newest as-of date that a model was scored for."""
+        with self.reading() as connection:
+            found: dt.date | None = connection.scalar(
+                sa.select(sa.func.max(scorings.c.as_of)).where(scorings.c.model == model)
+            )
+        return found
+
     def write_labels(self, spec: ModelSpec, labels: pa.Table) -> int:
         """Upsert what happened, by entity key and as_of. Returns the number of labels given.
 

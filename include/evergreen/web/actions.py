@@ -78,12 +78,6 @@ async def _allowed(site: Site, request: Request, dag_id: str, method: Literal["P
 # --- retrain ---------------------------------------------------------------------------------------------------------
 
 
-def _newest(site: Site, model: str) -> dt.date | None:
-    """The newest as-of date that the model was scored for."""
-    scored: list[dt.date] = [row["as_of"] for row in site.platform.mart.scorings(model)]
-    return max(scored, default=None)
-
-
 @router.get("/models/{model}/retrain")
 def ask_retrain(request: Request, site: SiteDep, model: Name) -> Response:
     """What retraining now means."""
@@ -93,7 +87,7 @@ def ask_retrain(request: Request, site: SiteDep, model: Name) -> Response:
         request,
         "retrain.html",
         spec=spec,
-        as_of=_newest(site, model),
+        as_of=site.platform.mart.newest_scored(model),
         fleet_row=read.model_page(site.platform.mart, spec, site.sources[spec.source], limit=1, peers=site.models).row,
         token=site.token(request, f"retrain {model}"),
     )
@@ -107,7 +101,7 @@ async def retrain(request: Request, site: SiteDep, model: Name) -> Response:
     await _allowed(site, request, dag_id)
     form = await site.form(request, f"retrain {model}")
     reason = form.text("reason", 300, shortest=3)
-    as_of = await run_in_threadpool(_newest, site, model)
+    as_of = await run_in_threadpool(site.platform.mart.newest_scored, model)
     if as_of is None:
         raise Refused(f"{model} was never scored: train it from Airflow, with an as-of date of your choice")
     run_id = await start(site, request, dag_id, form.nonce, {"reason": reason, "as_of": as_of.isoformat()})

@@ -279,7 +279,7 @@ def dictionary(request: Request, site: SiteDep, model: Name) -> Response:
     from include.evergreen.mart.dictionary import dictionary as of
 
     spec = site.model(model)
-    newest = max((row["as_of"] for row in site.platform.mart.scorings(model)), default=None)
+    newest = site.platform.mart.newest_scored(model)
     return site.page(request, "dictionary.html", spec=spec, views=of(spec, site.sources[spec.source]), newest=newest)
 
 

@@ -129,7 +129,7 @@ class Site:
         return HTMLResponse(render(template, **shared, **values), status, headers)
 
     def _open_alerts(self) -> int:
-        return len(Inbox(self.platform.mart).open())
+        return Inbox(self.platform.mart).count_open()
 
     def redirect(self, request: Request, path: str) -> RedirectResponse:
         return RedirectResponse(self.url(request, path), 303)
