@@ -1,12 +1,10 @@
 """One real loop through a real Airflow on real flights, read back with other tools than the engine's.
 
-Rows come from plain boto3, csv, sqlite3 and DuckDB on Parquet. PyIceberg's StaticTable, with its own file access, only
-says which data files are live.
+Rows come from plain boto3, csv, sqlite3 and DuckDB on Parquet.
 """
 
 from __future__ import annotations
 
-import compileall
 import csv
 import datetime as dt
 import gzip
@@ -37,7 +35,7 @@ from include.evergreen.local.api import Api, ApiError
 from include.evergreen.local.layout import PORTS, PROJECT, Layout
 from include.evergreen.local.stack import Stack
 from tests.browser.walk import walk
-from tests.conftest import free_port
+from tests.outside import LakeReader, Rows, compiled, copy_of_project, ports_of, s3_client, unhurried
 
 pytestmark = pytest.mark.timeout(1800)  # the first test pays for the demo
 DAY = dt.timedelta(days=1)
@@ -74,17 +72,14 @@ MART_TABLES = (
 )
 REASON = re.compile(r"(\w+) = .+ \([+-]\d+\.\d\d\)")
 RUNBOOK = "docs/runbooks/ingest-stopped.md"
-Rows = list[dict[str, Any]]
 
 
 @dataclass
-class Loop:
+class Loop(LakeReader):
     """A running stack and the plain clients that look at it from outside."""
 
     stack: Stack
     api: Api
-    s3: Any
-    cache: Path
     said: io.StringIO
 
     @property
@@ -92,13 +87,6 @@ class Loop:
         return self.stack.layout
 
     # --- reading back ------------------------------------------------------------------------------------------------
-
-    def get(self, bucket: str, key: str) -> bytes:
-        return bytes(self.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-
-    def keys(self, bucket: str, prefix: str) -> list[str]:
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def delivered(self, table: str, day: dt.date, suffix: str = "") -> Rows:
         """Rows of one file in the landing bucket, as text."""
@@ -121,37 +109,6 @@ class Loop:
         query = "select metadata_location from iceberg_tables where table_namespace = ? and table_name = ?"
         [row] = self.sql(self.layout.catalog_db, query, namespace, name)
         return str(row["metadata_location"])
-
-    def files(self, table: str) -> str:
-        """The live data files of a lake table as DuckDB reads them."""
-        from pyiceberg.table import StaticTable
-
-        secrets = self.layout.secrets
-        properties = {
-            "py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO",
-            "s3.endpoint": self.layout.s3_url,
-            "s3.access-key-id": secrets.s3_access_key,
-            "s3.secret-access-key": secrets.s3_secret_key,
-            "s3.region": "us-east-1",
-        }
-        tasks = list(StaticTable.from_metadata(self.metadata_location(table), properties).scan().plan_files())
-        assert not [task for task in tasks if task.delete_files]
-        paths = []
-        for task in tasks:
-            bucket, key = task.file.file_path.removeprefix("s3://").split("/", 1)
-            path = self.cache / key.replace("/", "_")
-            if not path.exists():
-                path.write_bytes(self.get(bucket, key))
-            paths.append(str(path))
-        return f"read_parquet({paths}, union_by_name = true)"
-
-    def lake(self, query: str, *values: Any) -> Rows:
-        """Rows of a query whose `{namespace.table}` are lake tables."""
-        text = re.sub(r"\{(\w+\.\w+)\}", lambda match: self.files(match[1]), query)
-        with duckdb.connect() as connection:
-            found = connection.execute(text, list(values))
-            names = [column[0] for column in found.description]
-            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
     # --- doing -------------------------------------------------------------------------------------------------------
 
@@ -233,45 +190,32 @@ def upstream() -> dict[str, bytes]:
 
 def project(folder: Path) -> Path:
     """A copy of the project with a second model, which a person approves, with another baseline and a lower floor."""
-    for name in ("dags", "include", "plugins"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PROJECT / "airflow_settings.yaml", folder)
+    copy_of_project(folder)
     models = folder / "include" / "models"
     shutil.copytree(models / MODEL, models / REVIEWED)
+    unhurried(models / MODEL / "model.yaml")
     reviewed = {"name": REVIEWED, "approval": "human", "approvers": ["oncall"]}
-    rules = {"baseline_by": None, "floors": {"auc": 0.55}}
-    for name, changed, gate in ((MODEL, {}, {}), (REVIEWED, reviewed, rules)):
-        path = models / name / "model.yaml"
-        spec = yaml.safe_load(path.read_text())
-        # how fast a busy machine scores is no part of this test
-        spec = {**spec, **changed, "gate": {**spec["gate"], **gate, "max_ms_per_1k": 60_000}}
-        path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    unhurried(models / REVIEWED / "model.yaml", **reviewed, gate={"baseline_by": None, "floors": {"auc": 0.55}})
     defaults = folder / "include" / "evergreen" / "orchestration" / "defaults.py"
     source = yaml.safe_load((PROJECT / "include/sources/nyc_flights/source.yaml").read_text())
     late = LATE.total_seconds() / 60 - source["wait"]["timeout_minutes"]
     text = defaults.read_text()
     assert '"ingest": 60' in text
     defaults.write_text(text.replace('"ingest": 60', f'"ingest": {late}'))
-    compileall.compile_dir(folder, quiet=1)
-    return folder
+    return compiled(folder)
 
 
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     """The demo on a slice of the flights, in a stack of its own."""
-    import boto3
-
     folder = tmp_path_factory.mktemp("loop")
     (folder / "cache").mkdir()
-    ports: set[int] = set()
-    while len(ports) < len(PORTS):
-        ports.add(free_port())
     copy = project(folder / "project")
     layout = Layout.from_env(
         {
             "EVERGREEN_VAR": str(folder / "var"),
             "EVERGREEN_DAGS": str(copy / "dags"),
-            **{variable: str(port) for (variable, _), port in zip(PORTS.values(), ports, strict=True)},
+            **ports_of(PORTS),
         }
     )
     layout = replace(layout, project=copy)
@@ -281,18 +225,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         with Stack(layout) as stack:
             shortfalls = demo.run(stack, SCENARIO, Console(file=said, width=200))
             assert shortfalls == [], said.getvalue()
-            s3 = boto3.client(
-                "s3",
-                endpoint_url=layout.s3_url,
-                region_name="us-east-1",
-                aws_access_key_id=layout.secrets.s3_access_key,
-                aws_secret_access_key=layout.secrets.s3_secret_key,
-                config=boto3.session.Config(
-                    s3={"addressing_style": "path"}, request_checksum_calculation="when_required"
-                ),
-            )
             with Api.login(layout) as api:
-                yield Loop(stack, api, s3, folder / "cache", said)
+                yield Loop(s3_client(layout), folder / "cache", stack, api, said)
     finally:
         os.environ.clear()
         os.environ.update(environment)

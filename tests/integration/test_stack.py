@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,31 +19,21 @@ from include.evergreen.local import processes
 from include.evergreen.local.api import Api, ApiError
 from include.evergreen.local.layout import PORTS, PROJECT, Layout
 from include.evergreen.local.stack import running
+from tests.outside import ports_of
 
 PARTS = {"object-store", "api-server", "scheduler", "dag-processor", "triggerer", "log-server"}
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("stack")
     (folder / "dags").mkdir()
-    ports = free_ports(len(PORTS))
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "EVERGREEN_"))},
         "PYTHONPATH": str(PROJECT),
         "EVERGREEN_VAR": str(folder / "var"),
         "EVERGREEN_DAGS": str(folder / "dags"),
-        **{variable: str(port) for (variable, _), port in zip(PORTS.values(), ports, strict=True)},
+        **ports_of(PORTS),
     }
 
 
@@ -139,7 +128,7 @@ def test_a_second_supervisor_is_refused(stack: str, env: dict[str, str]) -> None
 def test_a_taken_port_is_named_with_its_variable_and_holder(
     stack: str, env: dict[str, str], layout: Layout, tmp_path: Path
 ) -> None:
-    fresh = dict(zip((variable for variable, _ in PORTS.values()), map(str, free_ports(len(PORTS))), strict=True))
+    fresh = ports_of(PORTS)
     ui = layout.ports["ui"]
     done = local(
         {**env, **fresh, "EVERGREEN_VAR": str(tmp_path / "var"), "EVERGREEN_PORT_UI": str(ui)}, "up", "--foreground"
