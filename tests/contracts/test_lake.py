@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from pyiceberg.catalog.sql import SqlCatalog
 from sqlalchemy.exc import OperationalError
 
 from include.evergreen.errors import NotFound, SchemaMismatch, Unavailable
-from include.evergreen.lake.iceberg import IcebergLake, ObjectFileIO
+from include.evergreen.lake import iceberg
+from include.evergreen.lake.iceberg import PROPERTIES, IcebergLake, ObjectFileIO
 from include.evergreen.lake.memory import MemoryLake
 from include.evergreen.lake.objects import S3Objects
 from include.evergreen.lake.rows import ranges
@@ -94,6 +96,29 @@ def test_an_empty_first_write_makes_an_empty_table(lake: AnyLake) -> None:
     assert lake.counts(TABLE) == {}
     lake.write(TABLE, rows(D1), [D1])
     assert lake.tables() == [TABLE]
+
+
+def test_tables_one_after_the_other_are_one_write(lake: AnyLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROPERTIES, "write.target-file-size-bytes", "120")
+    parts = [
+        rows(D1, 1, 2),
+        pa.concat_tables([rows(D1, 3), rows(D2, 4)]),
+        rows(D2, *range(5, 20)),
+        rows(D3, 20).slice(1),
+    ]
+    lake.write(TABLE, iter(parts), [D1, D2, D3])
+    assert values(lake) == [(D1, 1), (D1, 2), (D1, 3), *[(D2, value) for value in range(4, 20)]]
+    before = lake.snapshot(TABLE)
+
+    def broken() -> Iterator[pa.Table]:
+        yield rows(D1, 100)
+        raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        lake.write(TABLE, broken(), [D1, D2])
+    with pytest.raises(ValueError, match="other partition"):
+        lake.write(TABLE, [rows(D1, 1), rows(D2, 1)], [D1])
+    assert lake.snapshot(TABLE) == before
 
 
 def test_dates_between_two_given_ones_stay(lake: AnyLake) -> None:
@@ -344,6 +369,22 @@ def test_maintain_compacts_many_small_files(settings: Settings) -> None:
     assert lake.counts(TABLE) == {D1: 6, D2: 1}
 
 
+def test_a_long_history_is_cut_by_the_next_write(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iceberg, "HISTORY", 6)
+    monkeypatch.setattr(iceberg, "MANY_MANIFESTS", 4)
+    lake = IcebergLake(settings)
+    days = [D1 + dt.timedelta(days=i) for i in range(20)]
+    pinned = lake.write(TABLE, rows(days[0], 0), [days[0]])
+    lake.tag(TABLE, pinned, "flight_delay-v1")
+    for number, day in enumerate(days[1:], 1):
+        lake.write(TABLE, rows(day, number), [day])
+        table = lake._table(TABLE)
+        assert len(table.metadata.snapshots) <= 8
+    assert len(table.current_snapshot().manifests(table.io)) <= 10  # type: ignore[union-attr]
+    assert values(lake) == [(day, number) for number, day in enumerate(days)]
+    assert values(lake, snapshot=pinned) == [(days[0], 0)]
+
+
 def test_maintain_merges_many_manifests(settings: Settings) -> None:
     lake = IcebergLake(settings)
     days = [D1 + dt.timedelta(days=i) for i in range(32)]
@@ -411,6 +452,29 @@ def test_dead_catalog_is_unavailable(settings: Settings) -> None:
         down.read(TABLE)
     with pytest.raises(Unavailable, match="nowhere"):
         down.write(TABLE, rows(D1, 1), [D1])
+
+
+def test_a_data_file_is_fetched_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = iceberg._Kept(20_000, 10_000)
+    monkeypatch.setattr(iceberg, "_KEPT", kept)
+    lake = IcebergLake(settings)
+    days = [D1 + dt.timedelta(days=i) for i in range(3)]
+    for day in days:
+        lake.write(TABLE, rows(day, day.day), [day])
+    fetched: list[str] = []
+    get = S3Objects.get
+    monkeypatch.setattr(S3Objects, "get", lambda self, key: fetched.append(key) or get(self, key))  # type: ignore[func-returns-value]
+    first, again = lake.read(TABLE), lake.read(TABLE)
+    assert first.equals(again)
+    assert len([key for key in fetched if key.endswith(".parquet")]) == 3
+    lake.write(TABLE, rows(D1, 99), [D1])
+    assert values(lake)[0] == (D1, 99)
+    for number in range(100):
+        kept.put(("e", f"{number}.parquet"), b"x" * 5_000)
+    assert sum(map(len, kept._files.values())) <= 20_000
+    kept.put(("e", "large.parquet"), b"x" * 10_001)
+    assert kept.get(("e", "large.parquet")) is None
+    assert kept.get(("e", "99.parquet")) is not None
 
 
 def test_files_are_one_per_partition_and_open_to_other_tools(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import datetime as dt
 import gzip
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from include.evergreen.errors import DeliveryMissing, SchemaMismatch, UnreadableDelivery
@@ -58,6 +59,22 @@ def test_a_broken_file_is_refused(data: bytes, error: type[Exception], said: str
         files.parse(delivery(data), ORDERS)
     assert KEY in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_the_rows_of_a_large_file_are_counted_through() -> None:
+    data = HEADER + ROW * 100_000
+    assert files.parse(delivery(data), ORDERS)["source_row"].to_pylist() == list(range(1, 100_001))
+    with pytest.raises(UnreadableDelivery, match="found 3 in data row 100001"):
+        files.parse(delivery(data + b"2024-01-01,2,north\n" + ROW), ORDERS)
+
+
+def test_a_large_file_is_read_again_and_a_small_one_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [delivery(HEADER + ROW * 3, "b.csv"), delivery(HEADER + ROW, "a.csv")]
+    kept = files.check(some, ORDERS)
+    monkeypatch.setattr(files, "SMALL_ROWS", 0)
+    again = files.check(some, ORDERS)
+    assert (kept.counts, again.counts) == ((3, 1), (3, 1))
+    assert pa.concat_tables(kept.tables()).equals(pa.concat_tables(again.tables()))
 
 
 def test_a_file_that_grows_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Point in time: what a feature may see, and what happens to a query that sees more."""
 
 import datetime as dt
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -50,6 +52,48 @@ def test_labels_are_those_known_at_the_cut(lake: MemoryLake) -> None:
     assert known.num_rows == 180
     joined = labelled(features(lake, examples.model(), DAY - dt.timedelta(days=3), DAY), known, examples.model())
     assert joined.num_rows == 180
+
+
+NEEDED = {"order_id", "region", "amount", "partition_date", "available_at"}
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        (examples.SQL, NEEDED),
+        (f"select * from ({examples.SQL}) join (select order_id from orders o) using (order_id)", NEEDED),
+        (f"with o as (select * from orders) {examples.SQL.replace('join orders o', 'join o')}", NEEDED),
+        (examples.SQL.replace("o.region,", "struct_extract(o, 'region') as region,"), NEEDED),
+        (
+            f"with h as (select order_id, length(o::varchar) as long from orders o) select s.* from ({examples.SQL}) s "
+            "join h using (order_id) where long > 0",
+            {*NEEDED, "day", "source_file", "source_row"},
+        ),
+    ],
+    ids=["named", "star outside", "star in a table of its own", "field of a row", "whole row"],
+)
+def test_only_the_columns_that_a_query_reads_are_read(
+    lake: MemoryLake, sql: str, found: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = DAY + dt.timedelta(days=2)
+    expected = features(lake, examples.model(), DAY, until)
+    asked: dict[str, set[str]] = {}
+    read = lake.read
+
+    def noting(table: str, *args: Any, columns: list[str], **more: Any) -> pa.Table:
+        asked[table] = set(columns)
+        return read(table, *args, columns=columns, **more)
+
+    monkeypatch.setattr(lake, "read", noting)
+    assert features(lake, examples.model(sql=sql), DAY, until).equals(expected)
+    assert asked["trusted.orders"] == found
+
+
+def test_a_condition_on_entities_may_use_any_column(lake: MemoryLake) -> None:
+    spec = examples.model()
+    every = features(lake, spec, DAY, DAY)
+    changed = spec.model_copy(update={"entity": spec.entity.model_copy(update={"where": "source_row % 2 = 0"})})
+    assert features(lake, changed, DAY, DAY).num_rows < every.num_rows
 
 
 def test_an_honest_query_passes_the_leak_check(lake: MemoryLake) -> None:

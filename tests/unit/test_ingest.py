@@ -22,6 +22,8 @@ from include.evergreen.errors import (
     Unavailable,
 )
 from include.evergreen.pipeline import ingest as steps
+from include.evergreen.pipeline import staging
+from include.evergreen.quality import deliveries, validation
 from include.evergreen.specs import SourceSpec, TableSpec, sources
 from include.sources.nyc_flights.publish import publish
 from tests import examples
@@ -546,6 +548,46 @@ def test_publishing_waits_for_the_table(platform: MemoryPlatform, monkeypatch: p
         run(platform, [DAY])
     assert platform.lake.tables() == []
     run(platform, [DAY])
+
+
+def test_many_parts_leave_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = shop(max_bad_share=0.5)
+    found = []
+    for part, many in ((1 << 17, 100_000), (4, 0)):
+        monkeypatch.setattr(staging, "PART_ROWS", part)
+        monkeypatch.setattr(deliveries, "SMALL_ROWS", part)
+        monkeypatch.setattr(validation, "MANY", many)
+        (tmp_path / str(part)).mkdir()
+        platform = memory_platform(tmp_path / str(part))
+        mixed(platform)
+        deliver(platform, DAYS[1], csv(DAYS[1], [(at, "n", at) for at in range(13)]), "-2")
+        deliver(platform, DAYS[2], b"")
+        with pytest.raises(PartitionStopped) as caught:
+            run(platform, DAYS[:3], spec, run_id="many")
+        parts = [o.key for o in platform.objects.list("staging/ingest/orders/many/trusted")]
+        lines = [
+            [{k: v for k, v in row.items() if k != "available_at"} for row in rows]
+            for rows in (platform.lake.read("trusted.orders").to_pylist(), held(platform))
+        ]
+        pages = {o.key: platform.objects.get(o.key) for o in platform.objects.list("validation/")}
+        found.append((lines, [counts(platform, day) for day in DAYS[:3]], str(caught.value), pages))
+        assert len(parts) == (1 if part > 100 else 10)
+    assert found[0] == found[1]
+    assert found[0][1] == [(17, 12, 4, 1), (23, 13, 1, 9), (0, 0, 0, 0)]
+
+
+def test_a_trusted_row_that_went_missing_between_two_steps_is_seen(
+    platform: MemoryPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "PART_ROWS", 8)
+    orders = SHOP.tables["orders"]
+    deliver(platform, DAY, csv(DAY))
+    validated = steps.validate(platform, SHOP, orders, steps.land(platform, SHOP, orders, [DAY], "r"), "r")
+    last = staging.part(validated["trusted_key"], 2)
+    staging.put(platform, last, staging.get(platform, last).slice(1))
+    with pytest.raises(AccountingError, match="expected the trusted rows"):
+        steps.publish(platform, SHOP, orders, validated, "r")
+    assert platform.lake.tables() == []
 
 
 def test_rows_in_another_order_than_their_text_are_refused() -> None:

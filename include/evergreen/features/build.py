@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -43,21 +44,68 @@ def _tables(sql: str) -> tuple[str, ...]:
     return tuple(sorted(read - defined))
 
 
-def _read(
+@lru_cache(maxsize=64)
+def _columns(sql: str, entities: str, schemas: tuple[tuple[str, pa.Schema], ...]) -> dict[str, list[str]]:
+    """The columns of each table that two queries read, as DuckDB plans them: table -> names.
+
+    Raises DataError for what DuckDB cannot plan.
+    """
+    with connect() as connection:
+        # an empty table is not to be optimised away
+        connection.execute("set disabled_optimizers = 'statistics_propagation,empty_result_pullup,filter_pushdown'")
+        for at, (table, schema) in enumerate(schemas):
+            connection.register(f"scan_{at}", schema.empty_table())
+            connection.execute(f'create temp table "{table}" as select * from scan_{at}')
+        try:
+            plans = [connection.execute(f"explain (format json) {entities}").fetchall()]
+            connection.execute(f"create temp table entities as {entities}")
+            plans.append(connection.execute(f"explain (format json) {sql.rstrip().rstrip(';')}").fetchall())
+        except duckdb.Error as error:
+            raise DataError(f"features.sql: expected a query over {[name for name, _ in schemas]}: {error}") from error
+    found: dict[str, set[str]] = {table: set() for table, _ in schemas}
+    nodes: list[Any] = [json.loads(plan[0][1]) for plan in plans]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, list):
+            nodes.extend(node)
+            continue
+        info = node.get("extra_info", {})
+        table = str(info.get("Table", "")).rsplit(".", 1)[-1].strip('"')
+        if table in found:
+            names = info.get("Projections", [])
+            found[table].update([names] if isinstance(names, str) else names)
+        nodes.extend(node.get("children", []))
+    # a scan that is shown without columns is read whole
+    return {
+        table: [name for name in schema.names if not found[table] or name in found[table] or name == "available_at"]
+        for table, schema in schemas
+    }
+
+
+def _inputs(
     lake: Lake,
     spec: ModelSpec,
-    table: str,
+    entities: str,
     since: dt.date,
     until: dt.date,
     cut: dt.date | None,
     snapshots: dict[str, int] | None,
-) -> pa.Table:
-    first = None if table in spec.reference_tables else since - dt.timedelta(days=spec.lookback_days)
-    name = f"trusted.{table}"
-    rows = lake.read(name, first, until, snapshot=(snapshots or {}).get(name))
-    if cut is not None:
-        rows = rows.filter(pc.less_equal(rows["available_at"], pa.scalar(midnight(cut), pa.timestamp("us"))))
-    return rows
+) -> dict[str, pa.Table]:
+    """What the queries read of each table, and no other column or partition."""
+    tables = sorted({*_tables(spec.sql), spec.entity.table})
+    at = {table: (snapshots or {}).get(f"trusted.{table}") for table in tables}
+    schemas = tuple((table, lake.schema(f"trusted.{table}", at[table])) for table in tables)
+    wanted = _columns(spec.sql, entities, schemas)
+
+    def read(table: str) -> pa.Table:
+        first = None if table in spec.reference_tables else since - dt.timedelta(days=spec.lookback_days)
+        rows = lake.read(f"trusted.{table}", first, until, columns=wanted[table], snapshot=at[table])
+        if cut is not None:
+            rows = rows.filter(pc.less_equal(rows["available_at"], pa.scalar(midnight(cut), pa.timestamp("us"))))
+        return rows
+
+    # in one piece each: DuckDB reads a table of many small ones more slowly
+    return {table: read(table).combine_chunks() for table in tables}
 
 
 def input_tables(spec: ModelSpec) -> list[str]:
@@ -88,15 +136,14 @@ def features(
         NotFound: a table of the query is not in the lake.
         DataError: the query's result is not one row per entity with the declared columns.
     """
+    keys = ", ".join(spec.entity.key)
+    entities = (
+        f"select {keys}, cast({PARTITION} as timestamp) as as_of from {spec.entity.table} where ({spec.entity.where})"
+    )
     with connect() as connection:
-        for table in {*_tables(spec.sql), spec.entity.table}:
-            connection.register(table, _read(lake, spec, table, since, until, cut, snapshots))
-        keys = ", ".join(spec.entity.key)
-        connection.execute(
-            f"create temp table entities as select {keys}, cast({PARTITION} as timestamp) as as_of "
-            f"from {spec.entity.table} where {PARTITION} between ? and ? and ({spec.entity.where})",
-            [since, until],
-        )
+        for table, rows in _inputs(lake, spec, entities, since, until, cut, snapshots).items():
+            connection.register(table, rows)
+        connection.execute(f"create temp table entities as {entities} and {PARTITION} between ? and ?", [since, until])
         expected = connection.execute("select count(*) from entities").fetchall()[0][0]
         connection.execute(f"create temp table result as {spec.sql.rstrip().rstrip(';')}")
         found = {row[0] for row in connection.execute("describe result").fetchall()}
@@ -111,13 +158,13 @@ def features(
                 for name, feature in spec.features.items()
             ),
         ]
-        rows, distinct = connection.execute(f"select count(*), count(distinct ({keys}, as_of)) from result").fetchall()[
+        made, distinct = connection.execute(f"select count(*), count(distinct ({keys}, as_of)) from result").fetchall()[
             0
         ]
-        if rows != expected or distinct != expected:
+        if made != expected or distinct != expected:
             raise DataError(
                 f"features.sql of {spec.name}: expected one row for each of {expected} entities, "
-                f"found {rows} rows for {distinct}"
+                f"found {made} rows for {distinct}"
             )
         return connection.sql(f"select {', '.join(columns)} from result order by as_of, {keys}").to_arrow_table()
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import itertools
 import random
+import threading
 import time
 import uuid
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -30,15 +32,17 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThanOrEqual, Or
 from pyiceberg.io import FileIO, InputFile, InputStream, OutputFile, OutputStream
-from pyiceberg.io.pyarrow import ArrowScan, bin_pack_arrow_table, pyarrow_to_schema, schema_to_pyarrow, write_file
+from pyiceberg.io.pyarrow import ArrowScan, pyarrow_to_schema, schema_to_pyarrow, write_file
 from pyiceberg.partitioning import PartitionField, PartitionFieldValue, PartitionKey, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import FileScanTask, Table, WriteTask
+from pyiceberg.table import DataScan, FileScanTask, Table, WriteTask
+from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.typedef import EMPTY_DICT, Properties
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from include.evergreen.ahead import ahead
 from include.evergreen.errors import NotFound, SchemaMismatch, Unavailable
 from include.evergreen.lake.objects import S3Objects
 from include.evergreen.lake.ports import PARTITION, Upkeep
@@ -68,14 +72,47 @@ PROPERTIES = {
 ATTEMPTS = 12
 BATCH_ROWS = 65_536
 READ_AHEAD = 8
+WRITERS = 3
+PLANS = 16
+"""Snapshots whose list of files is kept."""
 SMALL_FILES = 4
 """A partition with more files than this, all below the target size together, is compacted."""
 MANY_MANIFESTS = 30
+HISTORY = 60
+"""A table of more snapshots is cut to half of them by its next write: each one makes every commit slower."""
 GRACE = dt.timedelta(hours=24)
 """Files that no snapshot ever referenced are kept this long: a commit may be on its way to them."""
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+class _Kept:
+    """Small files that were read, the latest ones, up to so many bytes: a file of a table never changes, its name holds
+    a UUID. A leak check and a training read the same days again and again."""
+
+    def __init__(self, most: int, small: int) -> None:
+        self._most, self._small, self._size = most, small, 0
+        self._files: OrderedDict[tuple[str | None, str], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, place: tuple[str | None, str]) -> bytes | None:
+        with self._lock:
+            if place in self._files:
+                self._files.move_to_end(place)
+            return self._files.get(place)
+
+    def put(self, place: tuple[str | None, str], data: bytes) -> None:
+        if len(data) > self._small or not place[1].endswith(".parquet"):
+            return
+        with self._lock:
+            self._size += len(data) - len(self._files.pop(place, b""))
+            self._files[place] = data
+            while self._size > self._most:
+                self._size -= len(self._files.popitem(last=False)[1])
+
+
+_KEPT = _Kept(64 * 2**20, 2**20)
 
 
 class ObjectFileIO(FileIO):  # type: ignore[misc]
@@ -130,7 +167,12 @@ class _Input(InputFile):  # type: ignore[misc]
         return self._objects.exists(self._key)
 
     def open(self, seekable: bool = True) -> InputStream:
-        return pa.BufferReader(self._objects.get(self._key))  # type: ignore[return-value]
+        place = (self._objects.store.endpoint, self.location)
+        data = _KEPT.get(place)
+        if data is None:
+            data = self._objects.get(self._key)
+            _KEPT.put(place, data)
+        return pa.BufferReader(data)  # type: ignore[return-value]
 
 
 class _Output(OutputFile):  # type: ignore[misc]
@@ -190,6 +232,8 @@ class IcebergLake:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._planned: OrderedDict[tuple[str, int], list[FileScanTask]] = OrderedDict()
+        self._lock = threading.Lock()
         self._warehouse = f"s3://{settings.object_store.lake_bucket}/iceberg"
 
     # -- catalog
@@ -301,25 +345,30 @@ class IcebergLake:
 
     # -- writing
 
-    def write(self, table: str, rows: pa.Table, dates: Collection[dt.date]) -> int:
+    def write(self, table: str, rows: pa.Table | Iterable[pa.Table], dates: Collection[dt.date]) -> int:
         """Replace the partitions `dates` by `rows` in one snapshot; its id.
 
-        Of two writers of one partition the later commit stands, whole.
+        Of two writers of one partition the later commit stands, whole. Of tables, one after the other, a few data
+        files are in memory at a time.
 
         Raises:
-            ValueError: a row outside `dates`.
+            ValueError: no table, a row outside `dates`.
             SchemaMismatch: a column whose values do not fit the table's type.
             Unavailable: the catalog or the object store.
         """
-        parts = prepare(table, rows, dates)
-        schema = stored_schema(rows.schema)
+        tables = iter([rows] if isinstance(rows, pa.Table) else rows)
+        first = next(tables, None)
+        if first is None:
+            raise ValueError(f"{table}: expected at least one table of rows, found none")
+        parts, schema = prepare(table, first, dates), stored_schema(first.schema)
         found = self._find(table) or self._create(table, schema)
         found = self._grow(table, found, schema)
         target = _arrow(found.schema())
-        parts = {day: cast(table, part, target) for day, part in parts.items()}
+        split = itertools.chain([parts], (prepare(table, more, dates) for more in tables))
+        fitting = ({day: cast(table, part, target) for day, part in some.items()} for some in split)
         key = str(uuid.uuid4())
-        files = _write_files(found, parts)
-        where = _between_any(dates)
+        files = _write_files(found, fitting)
+        where, long = _between_any(dates), False
 
         def landed(fresh: Table) -> int | None:
             for snapshot in fresh.metadata.snapshots:
@@ -332,7 +381,9 @@ class IcebergLake:
             current = fresh.current_snapshot()
             if current is not None and not out and not files:
                 return int(current.snapshot_id)
-            transaction = fresh.transaction()
+            nonlocal long
+            long = len(fresh.metadata.snapshots) > HISTORY
+            transaction = _lean(fresh).transaction()
             with transaction.update_snapshot(snapshot_properties={COMMIT: key}).overwrite() as update:
                 update.delete_by_predicate(where)
                 for file in out:
@@ -345,7 +396,13 @@ class IcebergLake:
                 raise CommitFailedException(f"{table}: the commit {key} is not in the table's history")
             return snapshot
 
-        return self._commit(table, replace, landed)
+        snapshot = self._commit(table, replace, landed)
+        if long:
+            # the rows are in; what can wait for the next write must not fail this one
+            with suppress(Unavailable):
+                self._merge_manifests(table)
+                self._forget(table, HISTORY // 2)
+        return snapshot
 
     def _grow(self, table: str, found: Table, schema: pa.Schema) -> Table:
         """Add the columns that the table lacks. A column is never changed or dropped, so files in flight stay valid."""
@@ -370,6 +427,33 @@ class IcebergLake:
 
     # -- reading
 
+    def _scan(self, table: str, snapshot: int | None) -> tuple[Table, DataScan]:
+        found = self._table(table)
+        if snapshot is not None and found.metadata.snapshot_by_id(snapshot) is None:
+            known = len(found.metadata.snapshots)
+            raise NotFound(f"lake table {table}: expected snapshot {snapshot}, found {known} other(s)")
+        return found, found.scan(snapshot_id=snapshot)
+
+    def _tasks(self, found: Table, scan: DataScan) -> list[FileScanTask]:
+        """Every file of the scan's snapshot; of the latest snapshots they are known already, which never change."""
+        snapshot = scan.snapshot()
+        if snapshot is None:
+            return []
+        place = (found.location(), snapshot.snapshot_id)
+        with self._lock:
+            known = self._planned.get(place)
+        tasks = list(scan.plan_files()) if known is None else known
+        with self._lock:
+            self._planned[place] = tasks
+            self._planned.move_to_end(place)
+            while len(self._planned) > PLANS:
+                self._planned.popitem(last=False)
+        return tasks
+
+    def schema(self, table: str, snapshot: int | None = None) -> pa.Schema:
+        """The columns of `read`. Raises NotFound (table, snapshot), Unavailable."""
+        return _arrow(self._scan(table, snapshot)[1].projection())
+
     def _plan(
         self,
         table: str,
@@ -379,24 +463,22 @@ class IcebergLake:
         snapshot: int | None,
     ) -> tuple[pa.Schema, list[Callable[[], pa.Table]]]:
         """The schema of the rows, and one reader per file in partition and written order."""
-        found = self._table(table)
-        if snapshot is not None and found.metadata.snapshot_by_id(snapshot) is None:
-            known = len(found.metadata.snapshots)
-            raise NotFound(f"lake table {table}: expected snapshot {snapshot}, found {known} other(s)")
-        scan = found.scan(snapshot_id=snapshot)
+        found, scan = self._scan(table, snapshot)
         arrow = chosen(table, _arrow(scan.projection()), columns)
         if columns is not None:
             scan = scan.select(*columns)
         first, last = since or dt.date.min, until or dt.date.max
         with self._errors(table):
             # a file is of one partition: no filter is left over, which PyIceberg would work out file by file
-            wanted = [task for task in scan.plan_files() if first <= _day(task.file) <= last]
+            wanted = [task for task in self._tasks(found, scan) if first <= _day(task.file) <= last]
         tasks = sorted(wanted, key=lambda task: (_day(task.file), _order(task.file)))
         arrow_scan = ArrowScan(found.metadata, found.io, scan.projection(), scan.row_filter)
 
         def reader(task: FileScanTask) -> Callable[[], pa.Table]:
             def read() -> pa.Table:
                 rows = _whole(found, task, arrow.names)
+                if rows is not None and rows.schema.equals(arrow):
+                    return rows
                 return cast(table, arrow_scan.to_table([task]) if rows is None else rows, arrow)
 
             return read
@@ -523,7 +605,7 @@ class IcebergLake:
         for day, tasks in small.items():
             ordered = sorted(tasks, key=lambda task: _order(task.file))
             rows = pa.concat_tables([cast(table, scan.to_table([task]), schema) for task in ordered])
-            files += _write_files(found, {day: rows})
+            files += _write_files(found, [{day: rows}])
         try:
             with self._errors(table):
                 transaction = found.transaction()
@@ -557,31 +639,54 @@ class IcebergLake:
         except (CommitFailedException, ValidationException):
             return
 
+    def _forget(self, table: str, keep: int) -> None:
+        """Expire untagged snapshots beyond the newest `keep`; their files stay until `maintain`."""
+
+        def expire(fresh: Table) -> bool:
+            if ids := _doomed(fresh, keep):
+                fresh.maintenance.expire_snapshots().by_ids(ids).commit()
+            return True
+
+        self._commit(table, expire, lambda fresh: None if _doomed(fresh, keep) else True)
+
     def _expire(self, table: str, keep: int) -> tuple[set[str], int]:
         """Expire untagged snapshots beyond the newest `keep`. What they and the kept ones referenced, and how many."""
-
-        def doomed(fresh: Table) -> list[int]:
-            pinned = {ref.snapshot_id for ref in fresh.metadata.refs.values()}
-            newest = sorted(fresh.metadata.snapshots, key=lambda s: (s.timestamp_ms, s.sequence_number or 0))[-keep:]
-            pinned |= {snapshot.snapshot_id for snapshot in newest}
-            return [s.snapshot_id for s in fresh.metadata.snapshots if s.snapshot_id not in pinned]
-
         once: set[str] = set()
         gone: set[int] = set()
 
         def expire(fresh: Table) -> bool:
-            ids = doomed(fresh)
+            ids = _doomed(fresh, keep)
             if ids:
                 once.update(_referenced(fresh))
                 gone.update(ids)
                 fresh.maintenance.expire_snapshots().by_ids(ids).commit()
             return True
 
-        self._commit(table, expire, lambda fresh: None if doomed(fresh) else True)
+        self._commit(table, expire, lambda fresh: None if _doomed(fresh, keep) else True)
         return once, len(gone)
 
 
 # --- small parts -----------------------------------------------------------------------------------------------------
+
+
+def _lean(table: Table) -> Table:
+    """The same table with its current snapshot only: to prepare a commit, PyIceberg copies the metadata a dozen times.
+
+    The catalog applies the commit to the whole metadata.
+    """
+    current = table.current_snapshot()
+    main = {name: ref for name, ref in table.metadata.refs.items() if name == MAIN_BRANCH}
+    changes = {"snapshots": [] if current is None else [current], "snapshot_log": [], "refs": main}
+    metadata = table.metadata.model_copy(update=changes)
+    return Table(table.name(), metadata, table.metadata_location, table.io, table.catalog)
+
+
+def _doomed(table: Table, keep: int) -> list[int]:
+    """Snapshots that are neither tagged nor among the newest `keep`."""
+    pinned = {ref.snapshot_id for ref in table.metadata.refs.values()}
+    newest = sorted(table.metadata.snapshots, key=lambda s: (s.timestamp_ms, s.sequence_number or 0))[-keep:]
+    pinned |= {snapshot.snapshot_id for snapshot in newest}
+    return [s.snapshot_id for s in table.metadata.snapshots if s.snapshot_id not in pinned]
 
 
 def _with_ids(schema: pa.Schema) -> Schema:
@@ -624,22 +729,37 @@ def _order(file: DataFile) -> tuple[int, str]:
     return (int(number) if number.isdigit() else 0, name)
 
 
-def _write_files(table: Table, parts: dict[dt.date, pa.Table]) -> list[DataFile]:
-    """Write every part as Parquet, in parallel. Parts have the table's columns; nothing refers to the files yet."""
+def _files(parts: Iterable[dict[dt.date, pa.Table]], size: int) -> Iterator[tuple[dt.date, pa.Table]]:
+    """Rows of one partition, of at most `size` bytes each, in their order; at best as many as fit."""
+    held: dict[dt.date, pa.Table] = {}
+    for some in parts:
+        for day in [day for day in held if day not in some]:
+            yield day, held.pop(day)
+        for day, part in some.items():
+            rows = pa.concat_tables([held.pop(day), part]) if day in held else part
+            while rows.nbytes > size and rows.num_rows > 1:
+                cut = max(1, rows.num_rows * size // rows.nbytes)
+                yield day, rows.slice(0, cut)
+                rows = rows.slice(cut)
+            held[day] = rows
+    yield from held.items()
+
+
+def _write_files(table: Table, parts: Iterable[dict[dt.date, pa.Table]]) -> list[DataFile]:
+    """Write rows by partition as Parquet, in parallel. They have the table's columns; nothing refers to the files
+    yet."""
     schema, spec = table.schema(), table.spec()
     size = int(PROPERTIES["write.target-file-size-bytes"])
     write_uuid = uuid.uuid4()
 
-    def tasks() -> Iterator[WriteTask]:
-        number = 0
-        for day, part in parts.items():
-            key = PartitionKey([PartitionFieldValue(spec.fields[0], day)], spec, schema)
-            named = pyarrow_to_schema(part.schema, name_mapping=schema.name_mapping)
-            for batches in bin_pack_arrow_table(part, size):
-                yield WriteTask(write_uuid, number, named, batches, partition_key=key)
-                number += 1
+    def write(number: int, day: dt.date, part: pa.Table) -> list[DataFile]:
+        key = PartitionKey([PartitionFieldValue(spec.fields[0], day)], spec, schema)
+        named = pyarrow_to_schema(part.schema, name_mapping=schema.name_mapping)
+        task = WriteTask(write_uuid, number, named, part.to_batches(), partition_key=key)
+        return list(write_file(table.io, table.metadata, iter([task])))
 
-    return list(write_file(table.io, table.metadata, tasks()))
+    calls = (partial(write, number, day, part) for number, (day, part) in enumerate(_files(parts, size)))
+    return [file for files in ahead(calls, WRITERS, "lake-write") for file in files]
 
 
 def _whole(found: Table, task: FileScanTask, columns: Sequence[str]) -> pa.Table | None:
@@ -658,19 +778,8 @@ def _ahead(readers: Sequence[Callable[[], pa.Table]]) -> Iterator[pa.Table]:
     """Results in order, with at most `READ_AHEAD` files read before they are asked for."""
     if len(readers) < 2:
         yield from (reader() for reader in readers)
-        return
-    with ThreadPoolExecutor(max_workers=READ_AHEAD, thread_name_prefix="lake-read") as pool:
-        waiting: deque[Future[pa.Table]] = deque()
-        try:
-            for reader in readers:
-                waiting.append(pool.submit(reader))
-                if len(waiting) > READ_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    else:
+        yield from ahead(readers, READ_AHEAD, "lake-read")
 
 
 def _referenced(table: Table) -> set[str]:

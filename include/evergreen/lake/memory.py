@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -42,8 +42,9 @@ class MemoryLake:
         self._ids = itertools.count(1)
         self._lock = threading.RLock()
 
-    def write(self, table: str, rows: pa.Table, dates: Collection[dt.date]) -> int:
+    def write(self, table: str, rows: pa.Table | Iterable[pa.Table], dates: Collection[dt.date]) -> int:
         """Replace the partitions `dates`. Raises ValueError, SchemaMismatch."""
+        rows = rows if isinstance(rows, pa.Table) else pa.concat_tables(rows)
         parts = prepare(table, rows, dates)
         given = stored_schema(rows.schema)
         with self._lock:
@@ -98,6 +99,10 @@ class MemoryLake:
     ) -> pa.RecordBatchReader:
         """As `read`, in batches."""
         return self.read(table, since, until, columns, snapshot).to_reader(max_chunksize=BATCH_ROWS)
+
+    def schema(self, table: str, snapshot: int | None = None) -> pa.Schema:
+        """Raises NotFound."""
+        return self._at(table, snapshot).schema
 
     def counts(self, table: str) -> dict[dt.date, int]:
         """Rows per partition that has any; empty for a table that is not there."""

@@ -60,9 +60,11 @@ class Upkeep:
 class Lake(Protocol):
     """Iceberg-like tables, named `namespace.table`, partitioned by `partition_date`."""
 
-    def write(self, table: str, rows: pa.Table, dates: Collection[dt.date]) -> int:
+    def write(self, table: str, rows: pa.Table | Iterable[pa.Table], dates: Collection[dt.date]) -> int:
         """Replace the partitions `dates` by `rows` in one atomic commit, creating the table at need.
 
+        Tables of one schema, one after the other, are written in bounded memory; where they end in an error, nothing
+        is committed.
         Every `partition_date` in `rows` must be in `dates`; a date without rows becomes empty. New columns are added
         to the table; missing ones become null. Returns the snapshot id.
         Raises ValueError (a row outside `dates`), Unavailable.
@@ -87,6 +89,9 @@ class Lake(Protocol):
         snapshot: int | None = None,
     ) -> pa.RecordBatchReader:
         """As `read`, in batches of bounded memory."""
+
+    def schema(self, table: str, snapshot: int | None = None) -> pa.Schema:
+        """The columns of `read`. Raises NotFound for a table that is not there."""
 
     def counts(self, table: str) -> dict[dt.date, int]:
         """Rows per partition; empty for a table that is not there."""

@@ -8,10 +8,16 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from include.evergreen.ahead import ahead
 from include.evergreen.alerts.cause import of_stopped_partition
 from include.evergreen.errors import AccountingError, NotFound, PartitionStopped, Refused
 from include.evergreen.pipeline import staging
@@ -21,10 +27,14 @@ from include.evergreen.specs import SourceSpec, TableSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from include.evergreen.quality.typed import Typed
+
 THREADS = 8
 LATE_DAYS = 28
 """How far back `publish` looks for deliveries that nobody took in."""
 OWN = ("partition_date", "available_at", "source_file", "source_row")
+PLACE = ["partition_date", "__delivery", "source_row"]
+"""What tells the rows of a batch apart, and their order."""
 
 
 def due(
@@ -96,13 +106,13 @@ def land(
     """Keep every delivered file as it is under `raw/`, and stage its rows as text.
 
     Returns:
-        {rows_key, rows, first, last, deliveries_key, stopped: {date: reason}}; `deliveries_key` holds
-        [[date, key, etag, sha256, rows]].
+        {rows_key, parts, rows, first, last, deliveries_key, stopped: {date: reason}}; `parts` are the rows of each
+        staged part under `rows_key`; `deliveries_key` holds [[date, key, etag, sha256, rows]].
 
     Raises:
         DeliveryMissing: a partition has no file.
     """
-    from include.evergreen.quality.deliveries import fetch, read
+    from include.evergreen.quality.deliveries import check, fetch
 
     deliveries = fetch(platform.landing, table, list(dates))
     root = f"raw/{source.name}/{table.name}/"
@@ -116,21 +126,25 @@ def land(
             platform.objects.put(key, delivery.data)
 
     with ThreadPoolExecutor(THREADS) as pool:
+        read = pool.submit(check, deliveries, table)
         list(pool.map(keep, deliveries))
-    rows, stopped = read(deliveries, table)
-    per_file = rows["source_file"].combine_chunks().value_counts().to_pylist()
-    counted = {item["values"]: item["counts"] for item in per_file}
-    listing = [[d.date.isoformat(), d.key, d.etag, d.sha256, counted.get(d.key, 0)] for d in deliveries]
+    reading = read.result()
+    listing = [
+        [d.date.isoformat(), d.key, d.etag, d.sha256, rows]
+        for d, rows in zip(reading.deliveries, reading.counts, strict=True)
+    ]
     stage = f"staging/ingest/{table.name}/{run_id}"
     deliveries_key = f"{stage}/deliveries.json"
     platform.objects.put(deliveries_key, json.dumps(listing).encode(), "application/json")
+    parts = staging.put_parts(platform, f"{stage}/raw", staging.cut(reading.tables()))
     return {
-        "rows_key": staging.put(platform, f"{stage}/raw.parquet", rows),
-        "rows": rows.num_rows,
+        "rows_key": f"{stage}/raw",
+        "parts": parts,
+        "rows": sum(parts),
         "first": dates[0].isoformat(),
         "last": dates[-1].isoformat(),
         "deliveries_key": deliveries_key,
-        "stopped": {day.isoformat(): reason for day, reason in stopped.items()},
+        "stopped": {day.isoformat(): reason for day, reason in reading.stopped.items()},
     }
 
 
@@ -151,19 +165,24 @@ def validate(
         SpecError: a rule or a derived column that cannot be evaluated.
     """
     from include.evergreen.quality import validation as checks
-    from include.evergreen.quality.casting import cast
 
     days = _dates(staged)
-    raw = staging.get(platform, staged["rows_key"])
-    typed = cast(raw, table)
     recent = platform.mart.recent_counts(table.name, days[0], table.row_count.recent_partitions)
     unreadable = {dt.date.fromisoformat(day): reason for day, reason in staged["stopped"].items()}
     readable = [day for day in days if day not in unreadable]
-    result = checks.validate(typed, table, recent, readable)
-    parts = _split(raw, typed, table, result.bad)
     root = f"staging/ingest/{table.name}/{run_id}"
     span = staged["first"] if len(days) == 1 else f"{staged['first']}_{staged['last']}"
-    facts = {"source": source.name, "table": table.name, "rows_in": raw.num_rows, "run_id": run_id}
+    facts = {"source": source.name, "table": table.name, "rows_in": sum(staged["parts"]), "run_id": run_id}
+    with TemporaryDirectory(prefix="ingest-") as folder:
+        typed = _typed(platform, table, staged, Path(folder))
+        result = checks.validate(typed, table, recent, readable)
+        split = _split_all(platform, table, staged, typed, result.bad, f"{root}/trusted")
+    counts_key = f"{root}/counts.json"
+    counts = {
+        day.isoformat(): [part.get(day, 0) for part in (split.trusted, split.held, split.duplicates)]
+        for day in sorted({*split.trusted, *split.held, *split.duplicates})
+    }
+    platform.objects.put(counts_key, json.dumps(counts).encode(), "application/json")
     document = checks.document(result, f"{source.name}.{table.name}, {span.replace('_', ' to ')}", facts, unreadable)
     page_key = f"validation/{table.name}/{span}.html"
     platform.objects.put(page_key, checks.page(document), "text/html; charset=utf-8")
@@ -171,70 +190,150 @@ def validate(
         f"validation/{table.name}/{span}.json", json.dumps(document, default=str).encode(), "application/json"
     )
     return {
-        **{k: staged[k] for k in ("first", "last", "deliveries_key", "rows_key")},
-        "trusted_key": staging.put(platform, f"{root}/trusted.parquet", parts["trusted"]),
-        "quarantine_key": staging.put(platform, f"{root}/quarantine.parquet", parts["quarantined"]),
-        "duplicates_key": staging.put(
-            platform, f"{root}/duplicates.parquet", parts["duplicates"].select(["partition_date"])
-        ),
-        "quarantined": parts["quarantined"].num_rows,
+        **{k: staged[k] for k in ("first", "last", "deliveries_key")},
+        "trusted_key": f"{root}/trusted",
+        "trusted_parts": len(staged["parts"]),
+        "quarantine_key": staging.put(platform, f"{root}/quarantine.parquet", split.quarantined),
+        "counts_key": counts_key,
+        "quarantined": split.quarantined.num_rows,
         "stopped": document["stopped"],
         "warnings": list(result.warnings),
         "validation_uri": platform.objects.uri(page_key),
     }
 
 
-def _split(raw: pa.Table, typed: pa.Table, table: TableSpec, bad: dict[int, tuple[str, ...]]) -> dict[str, pa.Table]:
+def _typed(platform: Platform, table: TableSpec, staged: dict[str, Any], folder: Path) -> Typed:
+    """The staged rows in their types: one part in memory, more as files of `folder`.
+
+    Raises:
+        AccountingError: raw and typed rows are not the same rows in the same order.
+    """
+    from include.evergreen.quality.casting import cast
+    from include.evergreen.quality.typed import Typed
+
+    sizes = staged["parts"]
+
+    def one(number: int) -> tuple[pa.Table | Path, Any]:
+        raw = staging.get(platform, staging.part(staged["rows_key"], number))
+        rows = cast(raw, table)
+        _check_order(table, _in_order(raw) if len(sizes) == 1 else raw, rows)
+        ends = rows.select(PLACE).take([0, rows.num_rows - 1]).to_pylist() if rows.num_rows else []
+        part = rows if len(sizes) == 1 else Typed.keep(rows, sum(sizes[:number]), folder / f"{number:05}.parquet")
+        return part, [tuple(row.values()) for row in ends]
+
+    parts, last = [], None
+    for part, ends in ahead((partial(one, number) for number in range(len(sizes))), staging.THREADS, "cast"):
+        if ends and last is not None and not last < ends[0]:
+            raise AccountingError(f"{table.name}: expected rows after {last}, found a part that starts at {ends[0]}")
+        last = ends[-1] if ends else last
+        parts.append(part)
+    return Typed(parts)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Rows per partition of each kind; trusted rows are staged, quarantined ones are here."""
+
+    quarantined: pa.Table
+    trusted: dict[dt.date, int]
+    held: dict[dt.date, int]
+    duplicates: dict[dt.date, int]
+
+
+def _split_all(
+    platform: Platform,
+    table: TableSpec,
+    staged: dict[str, Any],
+    typed: Typed,
+    bad: dict[int, tuple[str, ...]],
+    key: str,
+) -> _Split:
+    """Stage the trusted rows, part by part, under `key`; a part may hold other columns too. Raises AccountingError."""
+    import numpy as np
+    import pyarrow as pa
+
+    from include.evergreen.quality.accounting import losers, per_partition
+
+    lost, at = losers(typed, table.key, bad), np.array(sorted(bad), dtype=np.int64)
+    parts = range(len(typed.parts))
+    nothing = _split(None, typed.take([]), table, {}, lost[:0])["quarantined"]
+
+    def one(number: int) -> tuple[pa.Table, list[dict[dt.date, int]]]:
+        start, end = typed.starts[number], typed.starts[number + 1]
+        mine = {int(p - start): bad[int(p)] for p in at[np.searchsorted(at, start) : np.searchsorted(at, end)]}
+        gone = lost[np.searchsorted(lost, start) : np.searchsorted(lost, end)] - start
+        file = typed.parts[number]
+        if isinstance(file, Path) and not mine and not gone.size:
+            # all of it is trusted: the file as it is
+            platform.objects.put(staging.part(key, number), file.read_bytes(), "application/vnd.apache.parquet")
+            return nothing, [per_partition(typed.part(number, ["partition_date"])), {}, {}]
+        raw = staging.get(platform, staging.part(staged["rows_key"], number)) if mine else None
+        found = _split(raw, typed.part(number), table, mine, gone)
+        staging.put(platform, staging.part(key, number), found["trusted"])
+        return found["quarantined"], [per_partition(found[name]) for name in ("trusted", "quarantined", "duplicates")]
+
+    quarantined, totals = [], [Counter[dt.date](), Counter[dt.date](), Counter[dt.date]()]
+    for held, counts in ahead((partial(one, number) for number in parts), staging.THREADS, "split"):
+        quarantined.append(held)
+        for total, count in zip(totals, counts, strict=True):
+            total.update(count)
+    return _Split(pa.concat_tables(quarantined), *(dict(total) for total in totals))
+
+
+def _split(
+    raw: pa.Table | None, typed: pa.Table, table: TableSpec, bad: dict[int, tuple[str, ...]], lost: Any = None
+) -> dict[str, pa.Table]:
     """Typed rows as trusted (declared and derived columns), quarantined (raw text and reasons), duplicates.
+
+    Args:
+        raw: the text of the rows; needed where one is bad.
+        lost: positions of the valid rows that another one of their key replaces; found here unless given.
 
     Raises:
         AccountingError: raw and typed rows are not the same rows in the same order.
     """
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    from include.evergreen.quality.accounting import winners
+    from include.evergreen.quality.accounting import losers
     from include.evergreen.quality.deliveries import ORDER
+    from include.evergreen.quality.typed import Typed
 
-    mask = np.zeros(typed.num_rows, dtype=bool)
-    mask[list(bad)] = True
-    valid = typed.filter(pa.array(~mask))
-    won = winners(valid, table.key)
+    lost = losers(Typed([typed]), table.key, bad) if lost is None else lost
     columns = [*table.columns, *table.derive, *OWN]
-    positions = pa.array(np.flatnonzero(mask))
-    taken = typed.take(positions)
-    texts = _in_order(raw)
-    _check_order(table, texts, typed)
-    originals = texts.take(positions).select(list(table.columns)).to_pylist()
+    at = np.array(sorted(bad), dtype=np.int64)
+    taken = typed.select([*OWN, ORDER]).take(pa.array(at))
+    originals: list[dict[str, Any]] = []
+    if raw is not None:
+        texts = _in_order(raw)
+        _check_order(table, texts, typed)
+        originals = texts.select(list(table.columns)).take(pa.array(at)).to_pylist()
     quarantined = pa.table(
         {
             **{name: taken[name] for name in OWN},
             "delivery": taken[ORDER],
             "row": pa.array([json.dumps(row, ensure_ascii=False) for row in originals], pa.string()),
-            "reasons": pa.array([list(bad[i]) for i in positions.to_pylist()], pa.list_(pa.string())),
+            "reasons": pa.array([list(bad[i]) for i in at.tolist()], pa.list_(pa.string())),
         }
     )
+    kept = np.ones(typed.num_rows, dtype=bool)
+    kept[at] = kept[lost] = False
+    fit = typed.select(columns)
     return {
-        "trusted": valid.filter(won).select(columns),
+        "trusted": fit if kept.all() else fit.filter(pa.array(kept)),
         "quarantined": quarantined,
-        "duplicates": valid.filter(pc.invert(won)).select(columns),
+        "duplicates": fit.take(pa.array(lost, pa.int64())),
     }
 
 
 def _check_order(table: TableSpec, texts: pa.Table, typed: pa.Table) -> None:
-    from include.evergreen.quality.deliveries import ORDER
-
-    place = ["partition_date", ORDER, "source_row"]
-    if not texts.select(place).equals(typed.select(place)):
+    if not texts.select(PLACE).equals(typed.select(PLACE)):
         raise AccountingError(f"{table.name}: expected typed rows in the order of their text, found another order")
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
     """Rows as `cast` orders them."""
-    from include.evergreen.quality.deliveries import ORDER
-
-    return rows.sort_by([("partition_date", "ascending"), (ORDER, "ascending"), ("source_row", "ascending")])
+    return rows.sort_by([(name, "ascending") for name in PLACE])
 
 
 def publish(
@@ -258,17 +357,32 @@ def publish(
     days = [day for day in _dates(validated) if day not in stopped]
     keep = pa.array(days, pa.date32())
 
-    def good(key: str) -> pa.Table:
-        rows = staging.get(platform, validated[key])
+    def good(rows: pa.Table) -> pa.Table:
         return rows.filter(pc.is_in(rows["partition_date"], keep)) if stopped else rows
 
-    trusted, quarantined, duplicates = (good(key) for key in ("trusted_key", "quarantine_key", "duplicates_key"))
-    raw = per_partition(staging.get(platform, validated["rows_key"]))
-    parts = [per_partition(part) for part in (trusted, quarantined, duplicates)]
-    counts = {day: Count(raw.get(day, 0), *(part.get(day, 0) for part in parts)) for day in days}
+    quarantined = good(staging.get(platform, validated["quarantine_key"]))
+    split = json.loads(platform.objects.get(validated["counts_key"]))
     listing: dict[str, list[dict[str, Any]]] = {}
     for day, key, etag, sha256, rows in json.loads(platform.objects.get(validated["deliveries_key"])):
         listing.setdefault(day, []).append({"key": key, "etag": etag, "sha256": sha256, "rows": rows})
+    held = per_partition(quarantined)
+    counts: dict[dt.date, Count] = {}
+    for day in days:
+        rows_in = sum(delivery["rows"] for delivery in listing.get(day.isoformat(), []))
+        fit, _, again = split.get(day.isoformat(), (0, 0, 0))
+        counts[day] = Count(rows_in, fit, held.get(day, 0), again)
+
+    def trusted() -> Iterator[pa.Table]:
+        """The trusted rows, counted on their way."""
+        seen: Counter[dt.date] = Counter()
+        parts = (staging.part(validated["trusted_key"], number) for number in range(validated["trusted_parts"]))
+        columns = [*table.columns, *table.derive, *OWN]
+        for rows in ahead((partial(staging.get, platform, key, columns) for key in parts), 1, "publish"):
+            fit = good(rows)
+            seen.update(per_partition(fit))
+            yield fit
+        if any(seen[day] != count.trusted for day, count in counts.items()):
+            raise AccountingError(f"{table.name}: expected the trusted rows of {counts}, found {dict(seen)}")
 
     def batch(day: dt.date, count: Count, status: str, reasons: list[str]) -> dict[str, Any]:
         return {
@@ -289,7 +403,7 @@ def publish(
 
     nothing = Count(0, 0, 0, 0)
     with platform.mart.lock(_lock(table)):
-        snapshot = platform.lake.write(f"trusted.{table.name}", trusted, days) if days else None
+        snapshot = platform.lake.write(f"trusted.{table.name}", trusted(), days) if days else None
         if days and (quarantined.num_rows or _holds(platform, f"quarantine.{table.name}", days)):
             platform.lake.write(f"quarantine.{table.name}", quarantined, days)
         platform.mart.record_batches(

@@ -1,28 +1,75 @@
-"""Rows between two steps of a run: Parquet under `staging/`, which `maintain_lake` clears."""
+"""Rows between two steps of a run: Parquet under `staging/`, which `maintain_lake` clears.
+
+Rows of any number are staged in parts of bounded memory: `<key>-00000.parquet` and on.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
+
+from include.evergreen.ahead import ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from include.evergreen.platform import Platform
 
+PART_ROWS = 131_072
+THREADS = 2
 
-def put(platform: Platform, key: str, rows: pa.Table) -> str:
-    """Stage rows under `key`, and hand the key back. Raises Unavailable."""
+
+def packed(rows: pa.Table) -> bytes:
+    """Rows as a Parquet file."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd")
-    platform.objects.put(key, buffer.getvalue(), "application/vnd.apache.parquet")
+    return buffer.getvalue()
+
+
+def put(platform: Platform, key: str, rows: pa.Table) -> str:
+    """Stage rows under `key`, and hand the key back. Raises Unavailable."""
+    platform.objects.put(key, packed(rows), "application/vnd.apache.parquet")
     return key
 
 
-def get(platform: Platform, key: str) -> pa.Table:
-    """The rows staged under `key`. Raises NotFound, Unavailable."""
+def get(platform: Platform, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows staged under `key`, of these columns or of all. Raises NotFound, Unavailable."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(io.BytesIO(platform.objects.get(key)))
+    return pq.read_table(io.BytesIO(platform.objects.get(key)), columns=None if columns is None else list(columns))
+
+
+def part(key: str, number: int) -> str:
+    """The key of a part."""
+    return f"{key}-{number:05}.parquet"
+
+
+def put_parts(platform: Platform, key: str, tables: Iterable[pa.Table]) -> list[int]:
+    """Stage each table as a part under `key`; their rows. Raises Unavailable."""
+
+    def stage(number: int, rows: pa.Table) -> int:
+        put(platform, part(key, number), rows)
+        return int(rows.num_rows)
+
+    return list(ahead((partial(stage, number, rows) for number, rows in enumerate(tables)), THREADS, "staging"))
+
+
+def cut(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of `PART_ROWS`, the last one of what is left; at least one, if `tables` has one."""
+    import pyarrow as pa
+
+    rows = PART_ROWS
+
+    held: pa.Table | None = None
+    cuts = 0
+    for table in tables:
+        held = table if held is None or not held.num_rows else pa.concat_tables([held, table])
+        while held.num_rows >= rows:
+            yield held.slice(0, rows).combine_chunks()
+            held, cuts = held.slice(rows), cuts + 1
+    if held is not None and (held.num_rows or not cuts):
+        yield held.combine_chunks()

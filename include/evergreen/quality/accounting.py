@@ -7,7 +7,9 @@ the others are duplicates.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ import pyarrow.compute as pc
 from include.evergreen.errors import AccountingError
 from include.evergreen.lake.ports import PARTITION
 from include.evergreen.quality.deliveries import ORDER
+from include.evergreen.quality.typed import Typed
 from include.evergreen.query import connect
 
 
@@ -52,6 +55,17 @@ def winners(rows: pa.Table, key: tuple[str, ...]) -> pa.Array:
             ).to_arrow_table()
             wins[lost["__at"].to_numpy()] = False
     return pa.array(wins)
+
+
+def losers(rows: Typed, key: tuple[str, ...], bad: Collection[int] = ()) -> np.ndarray[Any, Any]:
+    """Ascending positions of the rows, those of `bad` aside, that do not win their partition and key."""
+    at = rows.repeated(list(dict.fromkeys([PARTITION, *key])))
+    at = at[~np.isin(at, np.fromiter(bad, dtype=np.int64, count=len(bad)))] if at.size else at
+    if not at.size:
+        return at
+    won = winners(rows.take(at, list(dict.fromkeys([PARTITION, *key, ORDER, "source_row"]))), key)
+    lost: np.ndarray[Any, Any] = at[~won.to_numpy(zero_copy_only=False)]
+    return lost
 
 
 def per_partition(rows: pa.Table) -> dict[dt.date, int]:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from csv import Error as CsvError
 from csv import reader as csv_reader
@@ -26,6 +27,8 @@ from include.evergreen.specs import TableSpec
 MAX_BYTES = 1 << 30
 """A delivery larger than this once decompressed is refused: no honest daily file is, a decompression bomb is."""
 THREADS = 8
+SMALL_ROWS = 20_000
+"""A delivery of at most so many rows stays in memory between two readings."""
 ORDER, DELIVERED = "__delivery", "__delivered_at"
 """Columns of staged rows beside the declared ones; no declared name starts with an underscore."""
 _RAGGED = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+): (.*)", re.DOTALL)
@@ -124,7 +127,7 @@ def _decompress(delivery: Delivery) -> bytes:
 def _check_text(delivery: Delivery, text: bytes) -> bytes:
     if text.startswith(codecs.BOM_UTF8):
         text = text[len(codecs.BOM_UTF8) :]
-    if not text.strip():
+    if not text or text.isspace():
         raise UnreadableDelivery(f"{delivery.key}: expected a header and rows, found an empty file")
     if b"\x00" in text:
         line = text[: text.index(b"\x00")].count(b"\n") + 1
@@ -182,77 +185,135 @@ def _ragged(error: pa.ArrowInvalid) -> str:
     return f"{match[2]} in data row {int(match[1]) - 1}: {row!r}"
 
 
-def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
-    """The declared columns as text, in declared order, and `source_row` (1-based data row). Null is text still.
-
-    Raises:
-        UnreadableDelivery: empty, truncated, not UTF-8, ragged, too large. SchemaMismatch: columns differ.
-    """
+def blocks(delivery: Delivery, table: TableSpec) -> Iterator[pa.Table]:
+    """The rows of `parse` in tables of about 1 MiB of text; at least one, and an error comes when it is reached."""
     text = _check_text(delivery, _decompress(delivery))
     end = text.find(b"\n")
     first = text[: end if end >= 0 else len(text)].decode("utf-8").rstrip("\r")
     header = [name.strip().strip('"') for name in first.split(table.delimiter)]
     _check_header(delivery, header, table)
     _check_quotes(delivery, text, table.delimiter)
+    yield pa.table(
+        {name: pa.array([], pa.string()) for name in table.columns} | {"source_row": pa.array([], pa.int64())}
+    )
+    rows = 0
     try:
-        rows = csv.read_csv(
-            io.BytesIO(text if end >= 0 else text + b"\n"),
+        reader = csv.open_csv(
+            pa.BufferReader(text if end >= 0 else text + b"\n"),
             read_options=csv.ReadOptions(column_names=header, skip_rows=1, use_threads=False),
             parse_options=csv.ParseOptions(delimiter=table.delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False, check_utf8=False
             ),
         )
+        for batch in reader:
+            block = pa.Table.from_batches([batch]).select(list(table.columns))
+            numbers = pa.array(np.arange(rows + 1, rows + 1 + block.num_rows))
+            yield block.append_column("source_row", numbers)
+            rows += block.num_rows
     except pa.ArrowInvalid as error:
-        if "Empty CSV" in str(error):
-            rows = pa.table({name: pa.array([], pa.string()) for name in header})
-        else:
+        if "Empty CSV" not in str(error):
             raise UnreadableDelivery(
                 f"{delivery.key}: expected {len(header)} values in every row, found {_ragged(error)}"
             ) from error
-    rows = rows.select(list(table.columns))
-    return rows.append_column("source_row", pa.array(np.arange(1, rows.num_rows + 1)))
 
 
-def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[dt.date, str]]:
-    """All readable deliveries as one table of text, and why a partition cannot be read.
+def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
+    """The declared columns as text, in declared order, and `source_row` (1-based data row). Null is text still.
 
-    Returns:
-        (rows, stopped): rows with the declared columns as text, `partition_date`, `source_file`, `source_row`,
-        `__delivery` (order within the partition) and `__delivered_at` (naive UTC); partition date -> reason.
-        One unreadable file stops its whole partition.
+    Raises:
+        UnreadableDelivery: empty, truncated, not UTF-8, ragged, too large. SchemaMismatch: columns differ.
+    """
+    return pa.concat_tables(blocks(delivery, table))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Deliveries that were read once, to the last row.
+
+    Attributes:
+        counts: rows of each delivery; 0 in a partition that cannot be read.
+        stopped: partition date -> why it cannot be read. One unreadable file stops its whole partition.
     """
 
-    def one(delivery: Delivery) -> pa.Table | str:
+    table: TableSpec
+    deliveries: tuple[Delivery, ...]
+    counts: tuple[int, ...]
+    stopped: dict[dt.date, str]
+    _small: dict[str, pa.Table] = field(repr=False)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows by partition, delivery and row: the declared columns as text, `partition_date`, `source_file`,
+        `source_row`, `__delivery` (order within the partition) and `__delivered_at` (naive UTC).
+
+        A large delivery is read again, block by block. The first table is empty.
+        """
+        order: dict[dt.date, int] = {}
+        yield empty(self.table)
+        for delivery in sorted(self.deliveries, key=lambda delivery: delivery.date):
+            order[delivery.date] = order.get(delivery.date, -1) + 1
+            if delivery.date in self.stopped:
+                continue
+            known = self._small.get(delivery.key)
+            for block in blocks(delivery, self.table) if known is None else [known]:
+                yield _placed(block, delivery, order[delivery.date], self.table)
+
+
+def _placed(block: pa.Table, delivery: Delivery, order: int, table: TableSpec) -> pa.Table:
+    """Rows of a delivery with where they came from."""
+    delivered = delivery.modified.astimezone(dt.UTC).replace(tzinfo=None)
+    for name, value in (
+        ("partition_date", pa.scalar(delivery.date, pa.date32())),
+        ("source_file", pa.scalar(delivery.key, pa.string())),
+        (ORDER, pa.scalar(order, pa.int32())),
+        (DELIVERED, pa.scalar(delivered, pa.timestamp("us"))),
+    ):
+        block = block.append_column(name, pa.repeat(value, block.num_rows))
+    return block.select(empty(table).column_names)
+
+
+def check(deliveries: Sequence[Delivery], table: TableSpec) -> Reading:
+    """Read every delivery once, to its last row; what is small is kept. Raises nothing about their content."""
+
+    def one(delivery: Delivery) -> pa.Table | int | str:
+        small: list[pa.Table] | None = []
+        rows = 0
         try:
-            return parse(delivery, table)
+            for block in blocks(delivery, table):
+                rows += block.num_rows
+                if small is not None:
+                    small.append(block)
+                    small = None if rows > SMALL_ROWS else small
         except DataError as error:
             return f"{type(error).__name__}: {error}"
+        return rows if small is None else pa.concat_tables(small)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        parsed = list(pool.map(one, deliveries))
+        found = list(pool.map(one, deliveries))
     stopped: dict[dt.date, str] = {}
-    for delivery, result in zip(deliveries, parsed, strict=True):
+    for delivery, result in zip(deliveries, found, strict=True):
         if isinstance(result, str):
             known = stopped.get(delivery.date)
             stopped[delivery.date] = f"{known}; {result}" if known else result
-    order: dict[dt.date, int] = {}
-    tables = [empty(table)]
-    for delivery, result in zip(deliveries, parsed, strict=True):
-        order[delivery.date] = order.get(delivery.date, -1) + 1
-        if isinstance(result, str) or delivery.date in stopped:
-            continue
-        size = result.num_rows
-        delivered = delivery.modified.astimezone(dt.UTC).replace(tzinfo=None)
-        for name, value in (
-            ("partition_date", pa.scalar(delivery.date, pa.date32())),
-            ("source_file", pa.scalar(delivery.key, pa.string())),
-            (ORDER, pa.scalar(order[delivery.date], pa.int32())),
-            (DELIVERED, pa.scalar(delivered, pa.timestamp("us"))),
-        ):
-            result = result.append_column(name, pa.repeat(value, size))
-        tables.append(result.select(tables[0].column_names))
-    return pa.concat_tables(tables), stopped
+
+    def count(delivery: Delivery, result: pa.Table | int | str) -> int:
+        if delivery.date in stopped or isinstance(result, str):
+            return 0
+        return result if isinstance(result, int) else int(result.num_rows)
+
+    return Reading(
+        table,
+        tuple(deliveries),
+        tuple(count(delivery, result) for delivery, result in zip(deliveries, found, strict=True)),
+        stopped,
+        {d.key: result for d, result in zip(deliveries, found, strict=True) if isinstance(result, pa.Table)},
+    )
+
+
+def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[dt.date, str]]:
+    """The rows of `Reading.tables` as one table, and why a partition cannot be read."""
+    reading = check(deliveries, table)
+    return pa.concat_tables(reading.tables()), reading.stopped
 
 
 def empty(table: TableSpec) -> pa.Table:

@@ -26,12 +26,12 @@ import pyarrow.compute as pc
 
 from include.evergreen.errors import SpecError
 from include.evergreen.lake.ports import PARTITION
-from include.evergreen.quality.accounting import per_partition, winners
+from include.evergreen.quality.accounting import losers, per_partition, winners
 from include.evergreen.quality.casting import UNCAST, uncast
+from include.evergreen.quality.typed import ROW, Typed
 from include.evergreen.query import connect
 from include.evergreen.specs import Expectation, TableSpec
 
-ROW = "__row"
 ROW_RULES = (
     "expect_column_values_",
     "expect_column_value_lengths_",
@@ -292,7 +292,7 @@ def to_frame(rows: pa.Table) -> pd.DataFrame:
 
 
 def validate(
-    rows: pa.Table,
+    rows: pa.Table | Typed,
     table: TableSpec,
     recent: Sequence[int] = (),
     days: Sequence[dt.date] = (),
@@ -307,10 +307,10 @@ def validate(
     Raises:
         SpecError: a rule that cannot be evaluated, also when there are no rows.
     """
-    engine = Engine()
+    engine, rows = Engine(), Typed.of(rows)
     found = _Rows(engine, rows, table)
     stopped, warnings, findings = _partitions(found, recent, days)
-    counts = dict.fromkeys(days, 0) | per_partition(rows)
+    counts = dict.fromkeys(days, 0) | per_partition(rows.select([PARTITION]))
     return Validation(
         bad=found.bad(),
         stopped=stopped,
@@ -332,13 +332,13 @@ def bad_rows(rows: pa.Table, table: TableSpec, beside: pa.Table | None = None) -
     Args:
         beside: rows of the same partitions that are trusted already: rules about rows together see them too.
     """
-    return _Rows(Engine(), rows, table, beside).bad()
+    return _Rows(Engine(), Typed.of(rows), table, beside).bad()
 
 
 class _Rows:
     """The row rules over typed rows: those of a row alone first, then those of rows together over what is left."""
 
-    def __init__(self, engine: Engine, rows: pa.Table, table: TableSpec, beside: pa.Table | None = None) -> None:
+    def __init__(self, engine: Engine, rows: Typed, table: TableSpec, beside: pa.Table | None = None) -> None:
         self.engine, self.rows, self.table = engine, rows, table
         self.reasons: dict[int, list[str]] = {}
         self.warnings: list[str] = []
@@ -356,7 +356,7 @@ class _Rows:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        return to_frame(self.rows)
+        return to_frame(self.rows.select())
 
     def _alone(self, rules: Sequence[Rule]) -> list[list[int]]:
         """Positions of the rows that break each rule of a row alone.
@@ -375,8 +375,7 @@ class _Rows:
             found = self.engine.run(self.frame, [rules[at] for at in whole_rows])
             broken = [dict(zip(whole_rows, found, strict=True)).get(at, []) for at in range(len(rules))]
         with connect() as connection:
-            place = pa.array(np.arange(self.rows.num_rows))
-            connection.register("rows", self.rows.append_column(ROW, place))
+            self.rows.register(connection)
             for pack in _apart(groups):
                 values = {names: _distinct(connection, names) for names in pack}
                 asked = [at for names in pack for at in groups[names]]
@@ -407,10 +406,12 @@ class _Rows:
 
     def _winners(self, beside: pa.Table | None = None) -> Any:
         """Positions of the rows that would be published; those of `beside` follow."""
-        rows = self.rows
-        if beside is not None:
-            shared = [name for name in rows.column_names if name in beside.column_names]
-            rows = pa.concat_tables([rows.select(shared), beside.select(shared)], promote_options="permissive")
+        if beside is None:
+            lost = losers(self.rows, self.table.key, self.reasons)
+            at = np.arange(self.rows.num_rows)
+            return np.delete(at, np.concatenate([lost, np.fromiter(self.reasons, dtype=np.int64)]))
+        shared = [name for name in self.rows.column_names if name in beside.column_names]
+        rows = pa.concat_tables([self.rows.select(shared), beside.select(shared)], promote_options="permissive")
         valid = np.ones(rows.num_rows, dtype=bool)
         valid[list(self.reasons)] = False
         at = np.flatnonzero(valid)
@@ -421,7 +422,7 @@ class _Rows:
         frame = self.frame
         if beside is not None:
             names = [name for name in self.rows.column_names if name in beside.column_names]
-            both = pa.concat_tables([self.rows, beside.select(names)], promote_options="permissive")
+            both = pa.concat_tables([self.rows.select(), beside.select(names)], promote_options="permissive")
             frame = to_frame(both)
         caught: list[set[int]] = [set() for _ in self.togethers]
         known = set(self.reasons)
@@ -484,12 +485,12 @@ def _holding(connection: Any, names: Sequence[str], guilty: pa.Table) -> list[in
     return positions
 
 
-def _values(rows: pa.Table, rule: Rule, positions: Sequence[int]) -> list[str]:
+def _values(rows: Typed, rule: Rule, positions: Sequence[int]) -> list[str]:
     """What a rule found in the rows that break it."""
     if not positions:
         return []
     names = [name for name in rule.columns if name in rows.column_names]
-    taken = rows.select(names).take(pa.array(positions, pa.int64())).to_pylist()
+    taken = rows.take(positions, names).to_pylist()
     shown = []
     for row in taken:
         pairs = {name.split(UNCAST)[0]: _text(value) for name, value in row.items()}
@@ -562,28 +563,33 @@ def _partitions(
 def _facts(found: _Rows, recent: Sequence[int], days: Sequence[dt.date]) -> list[dict[str, Any]]:
     """Counts, bounds and freshness of each partition."""
     rows, table, bounds = found.rows, found.table, found.table.row_count
-    frame = to_frame(rows.select([PARTITION]))
+    coded = rows.select([PARTITION])[PARTITION].combine_chunks().dictionary_encode()
+    at, known = coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+    bad = np.fromiter(found.reasons, dtype=np.int64, count=len(found.reasons))
+
+    def per_day(positions: Any = slice(None)) -> dict[dt.date, int]:
+        return dict(zip(known, np.bincount(at[positions], minlength=len(known)).tolist(), strict=True))
+
     # a file delivered twice does not make a day twice as large
-    frame["counted"] = winners(rows, table.key).to_numpy(zero_copy_only=False)
-    frame["bad"] = False
-    frame.loc[list(found.reasons), "bad"] = True
-    frame["hours"] = np.nan
+    sizes, again, spoilt = per_day(), per_day(losers(rows, table.key)), per_day(bad)
+    newest_of: dict[dt.date, float] = {}
     if table.freshness:
-        frame["hours"] = _hours(rows, table).where(~frame["bad"])
-    groups = dict(by_day(frame))
+        hours = _hours(rows, table)
+        hours.iloc[bad] = np.nan
+        newest_of = {known[code]: float(value) for code, value in hours.groupby(at).max().items()}
     why = _commonest(rows, found.reasons)
     facts: list[dict[str, Any]] = []
     history = list(recent)
-    for day in sorted({*days, *groups}):
-        group = groups.get(day, frame.iloc[:0])
-        size, number = int(group["counted"].sum()), int(group["bad"].sum())
+    for day in sorted({*days, *known}):
+        whole, number = sizes.get(day, 0), spoilt.get(day, 0)
+        size = whole - again.get(day, 0)
         usual = history[: bounds.recent_partitions]
         median = statistics.median(usual) if len(usual) >= FEW else None
         low = max(bounds.min, (median or 0) * (bounds.min_ratio or 0))
         highs = [bounds.max, median * bounds.max_ratio if median and bounds.max_ratio else None]
         high = min((float(h) for h in highs if h is not None), default=np.nan)
-        share = number / len(group) if len(group) else np.nan
-        newest, judged = group["hours"].max(), table.freshness is not None and number < len(group)
+        share = number / whole if whole else np.nan
+        newest, judged = newest_of.get(day, np.nan), table.freshness is not None and number < whole
         facts.append(
             {
                 "day": day,
@@ -607,7 +613,7 @@ def _facts(found: _Rows, recent: Sequence[int], days: Sequence[dt.date]) -> list
     return facts
 
 
-def _hours(rows: pa.Table, table: TableSpec) -> pd.Series:
+def _hours(rows: Typed, table: TableSpec) -> pd.Series:
     """Hours from midnight of the partition date to the freshness column, per row."""
     column = table.freshness.column if table.freshness else ""
     kind = rows.schema.field(column).type if column in rows.column_names else None
@@ -615,16 +621,18 @@ def _hours(rows: pa.Table, table: TableSpec) -> pd.Series:
         found = "no such column" if kind is None else str(kind)
         raise SpecError(f"{table.name}: freshness.column: expected a date or a timestamp, found {column}: {found}")
     instant = pa.timestamp("us")
-    elapsed = pc.subtract(rows[column].cast(instant), rows[PARTITION].cast(instant)).cast(pa.int64())
+    times = rows.select([column, PARTITION])
+    elapsed = pc.subtract(times[column].cast(instant), times[PARTITION].cast(instant)).cast(pa.int64())
     return pd.Series(elapsed.to_numpy().astype(float)) / 3.6e9
 
 
-def _commonest(rows: pa.Table, bad: Mapping[int, Sequence[str]]) -> dict[dt.date, str]:
+def _commonest(rows: Typed, bad: Mapping[int, Sequence[str]]) -> dict[dt.date, str]:
     """Per partition, the reason that most of its bad rows share, with one example."""
     counted: dict[dt.date, Counter[str]] = {}
     example: dict[tuple[dt.date, str], str] = {}
-    of = rows[PARTITION].take(pa.array(list(bad), pa.int64())).to_pylist()
-    for day, reasons in zip(of, bad.values(), strict=True):
+    positions = sorted(bad)
+    of = rows.take(positions, [PARTITION])[PARTITION].to_pylist()
+    for day, reasons in zip(of, (bad[position] for position in positions), strict=True):
         for reason in reasons:
             rule = reason.split(", found ")[0]
             counted.setdefault(day, Counter())[rule] += 1
