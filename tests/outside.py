@@ -92,8 +92,8 @@ class LakeReader:
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-    def files(self, table: str) -> str:
-        """The live data files of a lake table as DuckDB reads them."""
+    def paths(self, table: str) -> list[str]:
+        """Keys of the live data files of a lake table."""
         from pyiceberg.table import StaticTable
 
         secrets = self.layout.secrets
@@ -106,12 +106,15 @@ class LakeReader:
         }
         tasks = list(StaticTable.from_metadata(self.metadata_location(table), properties).scan().plan_files())
         assert not [task for task in tasks if task.delete_files]
+        return [task.file.file_path.removeprefix(f"s3://{self.bucket}/") for task in tasks]
+
+    def files(self, table: str) -> str:
+        """The live data files of a lake table as DuckDB reads them."""
         paths = []
-        for task in tasks:
-            bucket, key = task.file.file_path.removeprefix("s3://").split("/", 1)
+        for key in self.paths(table):
             path = self.cache / key.replace("/", "_")
             if not path.exists():
-                path.write_bytes(self.get(bucket, key))
+                path.write_bytes(self.get(self.bucket, key))
             paths.append(str(path))
         return f"read_parquet({paths}, union_by_name = true)"
 

@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import duckdb
+
+from include.evergreen.errors import SpecError
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB whose answers depend on its inputs alone: UTC, two threads, no progress bar."""
+    """An in-memory DuckDB whose answers depend on its inputs alone: UTC, two threads, no progress bar.
+
+    SQL of a spec runs here: it sees what is registered, and reaches no file, no network and no setting. What does not
+    fit into memory is still spilled to disk.
+    """
     connection = duckdb.connect()
     connection.execute("set timezone = 'UTC'; set threads = 2; set enable_progress_bar = false")
+    connection.execute("set enable_external_access = false; set lock_configuration = true")
     return connection
+
+
+def quoted(*names: str) -> str:
+    """Names of columns or tables as SQL takes them, reserved words too."""
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    """The parse trees of queries. Raises SpecError for what is no query: it could change what later ones read."""
+    parsed = json.loads(connection.execute("select json_serialize_sql(?)", [sql]).fetchall()[0][0])
+    if parsed["error"]:
+        raise SpecError(f"expected a DuckDB query, found: {parsed['error_message']}")
+    found: list[dict[str, Any]] = parsed["statements"]
+    return found
+
+
+def expression(connection: duckdb.DuckDBPyConnection, text: str, where: str) -> str:
+    """`text` in brackets. Raises SpecError, which names `where`, unless it is one expression and nothing beside it."""
+
+    def around(inner: str) -> tuple[int, Any]:
+        found = statements(connection, f"select ({inner})")
+        node = found[0]["node"]
+        beside = {name: value for name, value in node.items() if name != "select_list"}
+        return len(found) * len(node.get("select_list", [])), beside
+
+    try:
+        alone = around(text) == around("1")
+    except SpecError as error:
+        raise SpecError(f"{where}: expected one DuckDB expression, found {text!r}: {error}") from error
+    if not alone:
+        raise SpecError(f"{where}: expected one DuckDB expression, found more in {text!r}")
+    return f"({text})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ from include.evergreen.errors import SpecError
 PROJECT = Path(__file__).resolve().parents[2]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+KEY = r"(?:[A-Za-z0-9_={][A-Za-z0-9_=.{}+-]*/)*[A-Za-z0-9_={][A-Za-z0-9_=.{}+-]*"
+"""A key template of plain segments: it starts at the bucket's root and stays below it."""
 ColumnType = Literal["string", "integer", "number", "boolean", "date", "timestamp"]
 
 
@@ -108,14 +111,14 @@ class TableSpec(Spec):
     row_count: RowCount = RowCount()
     freshness: Freshness | None = None
     max_bad_share: Fraction = 0.05
-    delimiter: str = ","
+    delimiter: Annotated[str, Field(pattern=r"^[\t -~]$")] = ","
     null: str = "NA"
 
     @model_validator(mode="after")
     def _coherent(self) -> TableSpec:
         if "{date}" not in self.path:
             raise ValueError(f"path: expected a template with {{date}}, found {self.path!r}")
-        if ".." in self.path or self.path.startswith("/"):
+        if not re.fullmatch(KEY, self.path) or ".." in self.path:
             raise ValueError(f"path: expected a key inside the landing bucket, found {self.path!r}")
         named = [*self.key, *([self.date_column] if self.date_column else [])]
         unknown = sorted(set(named) - set(self.columns))
@@ -123,6 +126,8 @@ class TableSpec(Spec):
             raise ValueError(f"key and date_column: expected declared columns, found {unknown}")
         if self.cadence == "daily" and self.date_column is None:
             raise ValueError("date_column: a daily table needs one")
+        if self.delimiter == '"':
+            raise ValueError("delimiter: expected another character than the quote")
         reserved = {"partition_date", "available_at", "source_file", "source_row"} & {*self.columns, *self.derive}
         if reserved:
             raise ValueError(f"columns: {sorted(reserved)} are added by the engine and cannot be declared")

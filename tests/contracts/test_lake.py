@@ -483,3 +483,28 @@ def test_files_are_one_per_partition_and_open_to_other_tools(settings: Settings)
     bucket = S3Objects(settings.object_store, settings.object_store.lake_bucket, settings.timeouts)
     found = [o.key for o in bucket.list("iceberg/trusted/flights/data/")]
     assert [key.split("/")[-2] for key in found] == ["partition_date=2013-01-01", "partition_date=2013-01-02"]
+
+
+def test_a_read_that_upkeep_overtakes_begins_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planned files are gone when they are read: `read` plans anew, `stream` says so, an old snapshot is gone."""
+    lake, planned = IcebergLake(settings), IcebergLake._plan
+    first = lake.write(TABLE, rows(D1, 1), [D1])
+    overtaken: list[int] = []
+
+    def overtake(self: IcebergLake, *args: Any) -> Any:
+        found = planned(self, *args)
+        if not overtaken:
+            overtaken.append(self.write(TABLE, rows(D1, 2, 3), [D1]))
+            self.maintain(TABLE, keep_snapshots=1)
+        return found
+
+    monkeypatch.setattr(IcebergLake, "_plan", overtake)
+    assert values(lake) == [(D1, 2), (D1, 3)]
+    overtaken.clear()
+    with pytest.raises(
+        Unavailable, match=r"trusted.flights: expected its files while it is read, found one gone: s3://"
+    ):
+        lake.stream(TABLE).read_all()
+    assert values(lake) == [(D1, 2), (D1, 3)]
+    with pytest.raises(NotFound, match=f"snapshot {first}"):
+        lake.read(TABLE, snapshot=first)

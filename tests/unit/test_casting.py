@@ -97,6 +97,10 @@ def test_values(kind: str, text: str, value: Any) -> None:
         ("date", "2024-02-30"),
         ("date", "01/02/2024"),
         ("date", "2024-01-01T00:00:00"),
+        ("date", "0000-12-31"),
+        ("timestamp", "0000-12-31T23:59"),
+        ("timestamp", "0001-01-01T00:00:00+05:00"),
+        ("timestamp", "9999-12-31T23:59:59-05:00"),
         ("timestamp", "2024-01-01"),
         ("timestamp", "2024-01-01T25:00:00"),
     ],
@@ -166,5 +170,5 @@ def test_derived_values_that_cannot_be_computed_are_null() -> None:
 @pytest.mark.parametrize("expression", ["no_such_column + 1", "no_such_function(c_integer)", "c_integer +"])
 def test_a_derived_column_that_cannot_be_understood_is_an_error_of_the_spec(expression: str) -> None:
     spec = table(derive={"x": expression})
-    with pytest.raises(SpecError, match=r"t: derive: expected DuckDB expressions"):
+    with pytest.raises(SpecError, match=r"t: derive(\.x)?: expected (one )?DuckDB expression"):
         cast(raw(spec, ["1"], "integer"), spec)

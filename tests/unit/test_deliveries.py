@@ -77,6 +77,34 @@ def test_a_large_file_is_read_again_and_a_small_one_kept(monkeypatch: pytest.Mon
     assert pa.concat_tables(kept.tables()).equals(pa.concat_tables(again.tables()))
 
 
+def test_a_huge_header_is_refused_at_once_in_few_words() -> None:
+    names = b",".join(b"c%d" % i for i in range(100_000))
+    for header in (
+        HEADER[:-1] + b"," + names + b"\n",
+        b"x" * (1 << 20) + b"\n",
+        HEADER[:-1] + b",day" * 50_000 + b"\n",
+    ):
+        with pytest.raises(SchemaMismatch, match="expected the columns") as caught:
+            files.parse(delivery(header + ROW), ORDERS)
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_file_too_large_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 10)
+    store = MemoryObjects("landing")
+    store.put(KEY, HEADER + ROW)
+    with pytest.raises(UnreadableDelivery, match=rf"{KEY}: expected at most 10 bytes, found 51"):
+        files.fetch(store, ORDERS, [DAY])
+
+
+def test_a_bomb_is_measured_without_being_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 4000)
+    monkeypatch.setattr(files, "FREE_BYTES", 100)
+    with pytest.raises(UnreadableDelivery, match="at most 4,000 bytes once decompressed"):
+        files.parse(delivery(gzip.compress(HEADER + ROW * 1000, mtime=0)), ORDERS)
+    assert files.parse(delivery(gzip.compress(HEADER + ROW * 150, mtime=0)), ORDERS).num_rows == 150
+
+
 def test_a_file_that_grows_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MAX_BYTES", 1000)
     for data in (gzip.compress(HEADER + ROW * 1000, mtime=0), HEADER + ROW * 1000):

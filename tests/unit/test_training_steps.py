@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from include.evergreen.errors import LeakDetected, NotEnoughData, NotFound, Refused
+from include.evergreen.errors import ChecksumMismatch, LeakDetected, NotEnoughData, NotFound, Refused
 from include.evergreen.pipeline import rollback, staging
 from include.evergreen.pipeline import training as steps
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
+from include.evergreen.training.bundle import FILES
 from tests import examples
 from tests.support import MemoryPlatform, memory_platform
 
@@ -533,3 +534,15 @@ def test_rows_that_were_cleared_away_are_not_found(platform: MemoryPlatform) -> 
     platform.objects.delete([built["rows_key"]])
     with pytest.raises(NotFound, match=r"rows\.parquet"):
         steps.fit(platform, SPEC, AS_OF, "run-1", built)
+
+
+def test_a_staged_model_that_was_replaced_is_not_measured(platform: MemoryPlatform) -> None:
+    """Files and checksums that fit together, but are not what `fit` staged."""
+    built = steps.build(platform, SPEC, AS_OF, "run-1", "a test")
+    leaks = steps.check_leaks(platform, SPEC, AS_OF, built)
+    fitted = steps.fit(platform, SPEC, AS_OF, "run-1", built, None)
+    other = steps.fit(platform, SPEC, AS_OF, "run-2", built, {"max_depth": 1})
+    for name in FILES:
+        platform.objects.put(f"{fitted['prefix']}/{name}", platform.objects.get(f"{other['prefix']}/{name}"))
+    with pytest.raises(ChecksumMismatch, match=r"bundle.json: expected SHA-256"):
+        steps.decide(platform, SPEC, AS_OF, "run-1", built, fitted, leaks)

@@ -1,7 +1,8 @@
 """When a channel is told of an alert: pure. What it was told is kept beside the alert, so that nothing is said twice.
 
 An alert is told at its opening, as a reminder while it stays open and nobody took it, and at its end if its opening was
-told. A message that did not arrive is tried again by whoever comes next.
+told. A message that did not arrive is tried again by whoever comes next. What a clock that ran ahead has written holds
+nothing up: a moment that has not come yet was never.
 """
 
 from __future__ import annotations
@@ -57,11 +58,17 @@ class Due:
 
 def due(alert: Alert, told: Told, now: dt.datetime, remind: dt.timedelta) -> Said | None:
     """What a channel is to be told of an alert at `now`; None: nothing, or somebody is at it."""
-    if told.tried_at is not None and now - told.tried_at < RETRY:
+    if told.tried_at is not None and lately(told.tried_at, now, RETRY):
         return None
     if alert.resolved_at is not None:
         return "recovered" if told.said in ("opened", "reminder") else None
     taken = alert.acknowledged_at is not None or (alert.snoozed_until is not None and now < alert.snoozed_until)
     if told.said is None:
         return None if taken else "opened"
-    return "reminder" if not taken and told.at is not None and now - told.at >= remind else None
+    again = told.at is not None and (now - told.at >= remind or told.at - now > RETRY)
+    return "reminder" if not taken and again else None
+
+
+def lately(moment: dt.datetime, now: dt.datetime, span: dt.timedelta) -> bool:
+    """Whether `moment` is less than `span` ago; another machine's clock may be as much ahead."""
+    return abs(now - moment) < span

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from include.evergreen.alerts.cause import MAX_SUBJECT, Occurrence, Severity, cause_key, fit
-from include.evergreen.alerts.delivery import BURST, WINDOW, Due, Said, Told, due
+from include.evergreen.alerts.delivery import BURST, WINDOW, Due, Said, Told, due, lately
 from include.evergreen.errors import NotFound, Refused
 from include.evergreen.health.facts import Alert
 from include.evergreen.mart.schema import alert_occurrences, alerts, ledger
@@ -282,7 +282,7 @@ class Inbox:
                 for row in rows
                 if row["told_at"] and row["told_at"] > moment - WINDOW
             }
-            if burst is not None and len([at for at in sent if at and at > moment - WINDOW]) >= burst:
+            if burst is not None and len([at for at in sent if at and lately(at, moment, WINDOW)]) >= burst:
                 return []
             for row in rows:
                 if row["id"] in found:

@@ -98,7 +98,8 @@ def _measurable(
 def _columns(spec: ModelSpec, scores: Mapping[str, float | None], notes: Mapping[str, str]) -> dict[str, ColumnDrift]:
     found = {}
     for name, drift in drifts(spec).items():
-        score = scores.get(name)
+        known = scores.get(name)
+        score = None if known is None else float(known)
         breached = score is not None and score >= drift.threshold
         note = notes.get(name, "" if score is not None else "Evidently gave no finite distance")
         found[name] = ColumnDrift(drift.method, score, drift.threshold, breached, note)

@@ -12,9 +12,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from include.evergreen.errors import DataError, LeakDetected, NotFound
+from include.evergreen.errors import DataError, LeakDetected, NotFound, SpecError
 from include.evergreen.lake.ports import PARTITION, Lake
-from include.evergreen.query import connect
+from include.evergreen.query import connect, expression, quoted, statements
 from include.evergreen.specs import ModelSpec
 
 
@@ -27,11 +27,14 @@ def midnight(day: dt.date) -> dt.datetime:
 def _tables(sql: str) -> tuple[str, ...]:
     """Tables a query reads: the base tables of its parse tree that it does not define itself."""
     with connect() as connection:
-        parsed = json.loads(connection.execute("select json_serialize_sql(?)", [sql]).fetchall()[0][0])
-    if parsed["error"]:
-        raise DataError(f"features.sql: expected one DuckDB query, found: {parsed['error_message']}")
+        try:
+            parsed = statements(connection, sql)
+        except SpecError as error:
+            raise DataError(f"features.sql: {error}") from error
+    if len(parsed) != 1:
+        raise DataError(f"features.sql: expected one DuckDB query, found {len(parsed)}")
     read, defined = set(), {"entities"}
-    nodes: list[Any] = [parsed]
+    nodes: list[Any] = list(parsed)
     while nodes:
         node = nodes.pop()
         if isinstance(node, dict):
@@ -50,9 +53,10 @@ def _columns(sql: str, entities: str, schemas: tuple[tuple[str, pa.Schema], ...]
 
     Raises DataError for what DuckDB cannot plan.
     """
-    with connect() as connection:
-        # an empty table is not to be optimised away
-        connection.execute("set disabled_optimizers = 'statistics_propagation,empty_result_pullup,filter_pushdown'")
+    # an empty table is not to be optimised away
+    with connect(
+        "set disabled_optimizers = 'statistics_propagation,empty_result_pullup,filter_pushdown'"
+    ) as connection:
         for at, (table, schema) in enumerate(schemas):
             connection.register(f"scan_{at}", schema.empty_table())
             connection.execute(f'create temp table "{table}" as select * from scan_{at}')
@@ -136,11 +140,12 @@ def features(
         NotFound: a table of the query is not in the lake.
         DataError: the query's result is not one row per entity with the declared columns.
     """
-    keys = ", ".join(spec.entity.key)
-    entities = (
-        f"select {keys}, cast({PARTITION} as timestamp) as as_of from {spec.entity.table} where ({spec.entity.where})"
-    )
+    keys = quoted(*spec.entity.key)
     with connect() as connection:
+        where = expression(connection, spec.entity.where, f"{spec.name}: entity.where")
+        entities = (
+            f"select {keys}, cast({PARTITION} as timestamp) as as_of from {quoted(spec.entity.table)} where {where}"
+        )
         for table, rows in _inputs(lake, spec, entities, since, until, cut, snapshots).items():
             connection.register(table, rows)
         connection.execute(f"create temp table entities as {entities} and {PARTITION} between ? and ?", [since, until])
@@ -151,10 +156,10 @@ def features(
         if missing:
             raise DataError(f"features.sql of {spec.name}: expected the columns {missing}, found {sorted(found)}")
         columns = [
-            *spec.entity.key,
+            keys,
             "cast(as_of as date) as as_of",
             *(
-                f"cast({name} as {'varchar' if feature.type == 'category' else 'float'}) as {name}"
+                f'cast("{name}" as {"varchar" if feature.type == "category" else "float"}) as "{name}"'
                 for name, feature in spec.features.items()
             ),
         ]
@@ -196,10 +201,11 @@ def labels(
         )
     with connect() as connection:
         connection.register("outcomes", rows)
-        keys = ", ".join(spec.entity.key)
+        keys = quoted(*spec.entity.key)
+        label = expression(connection, spec.label.expression, f"{spec.name}: label.expression")
         bound = midnight(cut or dt.date.max)
         return connection.sql(
-            f"select * from (select {keys}, {PARTITION} as as_of, cast(({spec.label.expression}) as boolean) as label, "
+            f"select * from (select {keys}, {PARTITION} as as_of, cast({label} as boolean) as label, "
             f"cast(available_at as timestamp) as known_at from outcomes where available_at <= ?) "
             f"where label is not null order by as_of, {keys}",
             params=[bound],
@@ -211,7 +217,7 @@ def labelled(features_: pa.Table, labels_: pa.Table, spec: ModelSpec) -> pa.Tabl
     with connect() as connection:
         connection.register("f", features_)
         connection.register("l", labels_)
-        keys = ", ".join((*spec.entity.key, "as_of"))
+        keys = quoted(*spec.entity.key, "as_of")
         return connection.sql(
             f"select f.*, l.label from f join (select {keys}, label from l) l using ({keys}) order by {keys}"
         ).to_arrow_table()

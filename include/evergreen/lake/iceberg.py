@@ -45,7 +45,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from include.evergreen.ahead import ahead
 from include.evergreen.errors import NotFound, SchemaMismatch, Unavailable
 from include.evergreen.lake.objects import S3Objects
-from include.evergreen.lake.ports import PARTITION, Upkeep
+from include.evergreen.lake.ports import PARTITION, Upkeep, newest
 from include.evergreen.lake.rows import cast, chosen, prepare, ranges, stored_schema
 from include.evergreen.settings import ObjectStoreSettings, Settings, Timeouts
 
@@ -71,6 +71,8 @@ PROPERTIES = {
 }
 ATTEMPTS = 12
 BATCH_ROWS = 65_536
+READS = 4
+"""How often a read begins again when upkeep has overtaken it."""
 READ_AHEAD = 8
 WRITERS = 3
 PLANS = 16
@@ -82,6 +84,10 @@ HISTORY = 60
 """A table of more snapshots is cut to half of them by its next write: each one makes every commit slower."""
 GRACE = dt.timedelta(hours=24)
 """Files that no snapshot ever referenced are kept this long: a commit may be on its way to them."""
+
+
+class Overtaken(Unavailable):
+    """Upkeep has deleted a file of the snapshot that was read: read again."""
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -493,9 +499,19 @@ class IcebergLake:
         columns: Sequence[str] | None = None,
         snapshot: int | None = None,
     ) -> pa.Table:
-        """Rows by partition date, in written order. Raises NotFound (table, snapshot, column), Unavailable."""
-        schema, readers = self._plan(table, since, until, columns, snapshot)
-        return pa.concat_tables([schema.empty_table(), *_ahead(readers)])
+        """Rows by partition date, in written order. Raises NotFound (table, snapshot, column), Unavailable.
+
+        A read of the current rows that upkeep takes the files from begins again.
+        """
+        for last in (*[False] * (READS - 1), True):
+            try:
+                with self._whole_reads(table, snapshot):
+                    schema, readers = self._plan(table, since, until, columns, snapshot)
+                    return pa.concat_tables([schema.empty_table(), *_ahead(readers)])
+            except Overtaken:
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
     def stream(
         self,
@@ -505,10 +521,28 @@ class IcebergLake:
         columns: Sequence[str] | None = None,
         snapshot: int | None = None,
     ) -> pa.RecordBatchReader:
-        """As `read`, holding at most nine files (each of at most 32 MiB in Arrow) at a time."""
-        schema, readers = self._plan(table, since, until, columns, snapshot)
-        batches = (batch for part in _ahead(readers) for batch in part.to_batches(max_chunksize=BATCH_ROWS))
-        return pa.RecordBatchReader.from_batches(schema, batches)
+        """As `read`, holding at most nine files (each of at most 32 MiB in Arrow) at a time. It never begins again."""
+        with self._whole_reads(table, snapshot):
+            schema, readers = self._plan(table, since, until, columns, snapshot)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            with self._whole_reads(table, snapshot):
+                for part in _ahead(readers):
+                    yield from part.to_batches(max_chunksize=BATCH_ROWS)
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
+
+    @contextmanager
+    def _whole_reads(self, table: str, snapshot: int | None) -> Iterator[None]:
+        """A file that is gone while the current rows are read was of a snapshot that upkeep expired meanwhile."""
+        try:
+            yield
+        except NotFound as error:
+            if snapshot is not None or not str(error).startswith(f"{self._warehouse}/"):
+                raise
+            raise Overtaken(
+                f"lake table {table}: expected its files while it is read, found one gone: {error}"
+            ) from error
 
     def counts(self, table: str) -> dict[dt.date, int]:
         """Rows per partition that has any, from the manifests alone; empty for a table that is not there."""
@@ -559,10 +593,12 @@ class IcebergLake:
 
         Files of expired snapshots go at once; files that no snapshot ever referenced only after a day, because a
         commit may be on its way to them. `files` and `bytes` count every object of the table.
+
+        Args:
+            now: by default what the newest object of the table tells of the store's clock, if that is behind ours.
         """
         if keep_snapshots < 1:
             raise ValueError(f"keep_snapshots: expected at least 1, found {keep_snapshots}")
-        now = now or dt.datetime.now(dt.UTC)
         found = self._table(table)
         location = f"{found.location().rstrip('/')}/"
         objects, prefix = ObjectFileIO(found.io.properties).objects(location)
@@ -573,6 +609,7 @@ class IcebergLake:
         # listed before, referenced after: a file can only be deleted if the newest metadata does not name it
         listed = {objects.uri(o.key): o for o in objects.list(prefix)}
         live = _referenced(self._table(table))
+        now = now or newest(listed.values())
         dead = {uri for uri, o in listed.items() if uri not in live and (uri in once or now - o.modified > GRACE)}
         objects.delete(sorted(listed[uri].key for uri in dead))
         left = {uri: o for uri, o in listed.items() if uri not in dead}

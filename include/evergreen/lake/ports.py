@@ -24,6 +24,12 @@ class ObjectInfo:
     modified: dt.datetime
 
 
+def newest(objects: Iterable[ObjectInfo]) -> dt.datetime:
+    """When the newest object was stored: the store's own time, whatever the clock here says; now without objects."""
+    here = dt.datetime.now(dt.UTC)
+    return min(here, max((item.modified for item in objects), default=here))
+
+
 class ObjectStore(Protocol):
     """One bucket."""
 

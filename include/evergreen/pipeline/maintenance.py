@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from include.evergreen.lake.ports import Upkeep
+from include.evergreen.lake.ports import Upkeep, newest
 
 if TYPE_CHECKING:
     from include.evergreen.platform import Platform
@@ -20,7 +20,7 @@ def maintain_lake(
 
     Args:
         keep_snapshots: newest snapshots kept per table; tagged ones stay whatever their age.
-        now: aware timestamp, the current time by default.
+        now: aware timestamp; by default what the newest staging object tells of the store's clock.
 
     Returns:
         One entry per table by name, and a last one for the staging objects.
@@ -29,8 +29,8 @@ def maintain_lake(
         Unavailable: a dependency is down; what was done stays done.
     """
     done = [platform.lake.maintain(table, keep_snapshots) for table in platform.lake.tables()]
-    oldest = (now or dt.datetime.now(dt.UTC)) - dt.timedelta(days=staging_days)
     staged = platform.objects.list(STAGING)
+    oldest = (now or newest(staged)) - dt.timedelta(days=staging_days)
     stale = [item for item in staged if item.modified < oldest]
     if stale:
         platform.objects.delete([item.key for item in stale])

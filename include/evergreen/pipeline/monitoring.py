@@ -165,13 +165,20 @@ def _alert(platform: Platform, spec: ModelSpec, as_of: dt.date, verdict: Verdict
     """The inbox follows the newest date: an earlier one that is judged again opens and ends nothing."""
     from include.evergreen.alerts.inbox import Inbox
 
+    inbox = Inbox(platform.mart)
+
+    def end(day: dt.date, kind: str) -> None:
+        inbox.recover(spec.name, ended_by_verdict(kind), day, f"the verdict on {day} is {kind}")
+
     if platform.mart.monitorings(spec.name, limit=1)[0]["as_of"] > as_of:
         return
-    inbox = Inbox(platform.mart)
-    inbox.recover(spec.name, ended_by_verdict(verdict.kind), as_of, f"the verdict on {as_of} is {verdict.kind}")
+    end(as_of, verdict.kind)
     found = of_verdict(spec.name, as_of, verdict.kind, verdict.guilty, verdict.reasons, run_id)
     if found:
         inbox.raise_(found)
+        newest = platform.mart.monitorings(spec.name, limit=1)[0]
+        if newest["as_of"] > as_of:  # judged meanwhile, when there was nothing to end yet
+            end(newest["as_of"], newest["verdict"])
 
 
 def _stopped(platform: Platform, spec: ModelSpec, source: SourceSpec, window: Sequence[dt.date]) -> list[str]:

@@ -129,7 +129,7 @@ def _joined(
     scorings = pa.table(
         {"day": pa.array(list(current), pa.date32()), "version": pa.array(list(current.values()), pa.int32())}
     )
-    keys = " and ".join(f"p.{name} = l.{name}" for name in spec.entity.key)
+    keys = " and ".join(f'p."{name}" = l."{name}"' for name in spec.entity.key)
     with connect() as connection:
         connection.register("predicted", predicted)
         connection.register("l", known)

@@ -6,6 +6,7 @@ Each takes and returns small JSON-able dicts; rows and models are staged under `
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from typing import Any
 
 from include.evergreen.decisions import Decision
@@ -99,27 +100,31 @@ def fit(
 ) -> dict[str, Any]:
     """Train the challenger and stage its bundle.
 
-    Returns {prefix, sha256, overrides, metrics, trees}. Raises NotEnoughData.
+    Returns {prefix, sha256, bundle_sha256, overrides, metrics, trees}. Raises NotEnoughData.
     """
     from include.evergreen.training.fit import fit as train
 
     bundle = train(spec, staging.get(platform, built["rows_key"]), as_of, overrides)
     prefix = f"staging/train/{spec.name}/{key}/bundle"
-    for name, data in bundle.files().items():
+    files = bundle.files()
+    for name, data in files.items():
         platform.objects.put(f"{prefix}/{name}", data)
     return {
         "overrides": overrides or {},
         "prefix": prefix,
         "sha256": bundle.sha256,
+        "bundle_sha256": hashlib.sha256(files["bundle.json"]).hexdigest(),
         "metrics": bundle.facts["metrics"],
         "trees": bundle.facts["trees"],
     }
 
 
 def _bundle(platform: Platform, fitted: dict[str, Any]) -> Any:
+    """The staged bundle. Raises ChecksumMismatch: it is not the one that `fit` staged."""
     from include.evergreen.training.bundle import FILES, ModelBundle
 
-    return ModelBundle.from_files({name: platform.objects.get(f"{fitted['prefix']}/{name}") for name in FILES})
+    files = {name: platform.objects.get(f"{fitted['prefix']}/{name}") for name in FILES}
+    return ModelBundle.from_files(files, fitted["bundle_sha256"])
 
 
 def decide(

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from include.evergreen.errors import ChecksumMismatch, NotFound
+from include.evergreen.errors import NotFound
 from include.evergreen.promotion.ports import LINEAGE, TrainingRecord, Version, attachment_name
 from include.evergreen.training.bundle import ModelBundle
 
@@ -41,13 +41,8 @@ class MemoryRegistry:
 
     def load(self, model: str, number: int) -> ModelBundle:
         files = self._stored(model, number)
-        expected, found = (
-            next(v.tags["bundle_sha256"] for v in self._versions[model] if v.number == number),
-            hashlib.sha256(files["bundle.json"]).hexdigest(),
-        )
-        if found != expected:
-            raise ChecksumMismatch(f"{model} version {number}, bundle.json: expected SHA-256 {expected}, found {found}")
-        return ModelBundle.from_files(files)
+        expected = next(v.tags["bundle_sha256"] for v in self._versions[model] if v.number == number)
+        return ModelBundle.from_files(files, expected, f"{model} version {number}")
 
     def champion(self, model: str) -> Version | None:
         return next((v for v in self.versions(model) if "champion" in v.aliases), None)

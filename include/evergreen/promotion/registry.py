@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from include.evergreen.errors import ChecksumMismatch, NotFound, Unavailable
+from include.evergreen.errors import NotFound, Unavailable
 from include.evergreen.lake.objects import S3Objects
 from include.evergreen.lake.ports import ObjectStore
 from include.evergreen.promotion.ports import IMPORTANCES, LINEAGE, TrainingRecord, Version, attachment_name
@@ -152,12 +152,7 @@ class MlflowRegistry:
     def load(self, model: str, number: int) -> ModelBundle:
         tags = self._tags(model, number)
         files = {name: self._objects.get(f"{tags['prefix']}/{name}") for name in FILES}
-        found = _sha256(files["bundle.json"])
-        if found != tags["bundle_sha256"]:
-            raise ChecksumMismatch(
-                f"{model} version {number}, bundle.json: expected SHA-256 {tags['bundle_sha256']}, found {found}"
-            )
-        return ModelBundle.from_files(files)
+        return ModelBundle.from_files(files, tags["bundle_sha256"], f"{model} version {number}")
 
     def champion(self, model: str) -> Version | None:
         try:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from include.evergreen.errors import SpecError
 from include.evergreen.quality.deliveries import DELIVERED, ORDER
-from include.evergreen.query import connect
+from include.evergreen.query import connect, expression
 from include.evergreen.specs import TableSpec
 
 UNCAST = "__not_"
@@ -23,9 +23,14 @@ CASTS = {
         "and isfinite(try_cast({text} as double)) then try_cast({text} as double) end"
     ),
     "boolean": "case when lower({text}) in ('true', 'false', '1', '0') then try_cast({text} as boolean) end",
-    "date": r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}') then try_cast({text} as date) end",
+    # Python, and so Iceberg's readers, know the years 1 to 9999 only
+    "date": (
+        r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}') and {text} >= '0001' "
+        "then try_cast({text} as date) end"
+    ),
     "timestamp": (
-        r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}.*') "
+        r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}.*') and "
+        "try_cast({text} as timestamptz) at time zone 'UTC' between '0001-01-01' and '9999-12-31 23:59:59.999999' "
         "then try_cast({text} as timestamptz) at time zone 'UTC' end"
     ),
 }
@@ -81,7 +86,11 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
     own = f"partition_date, {available} as available_at, source_file, source_row, {ORDER}"
     # DuckDB keeps the order of its input
     order = "" if _in_order(raw) else f" order by partition_date, {ORDER}, source_row"
-    derived = "".join(f', try({expression}) as "{name}"' for name, expression in table.derive.items())
+    with connect() as connection:
+        derived = "".join(
+            f', try({expression(connection, text, f"{table.name}: derive.{name}")}) as "{name}"'
+            for name, text in table.derive.items()
+        )
     query = (
         f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} "
         f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "

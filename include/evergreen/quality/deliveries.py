@@ -9,7 +9,8 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from csv import Error as CsvError
 from csv import reader as csv_reader
@@ -25,10 +26,14 @@ from include.evergreen.lake.ports import ObjectInfo, ObjectStore
 from include.evergreen.specs import TableSpec
 
 MAX_BYTES = 1 << 30
-"""A delivery larger than this once decompressed is refused: no honest daily file is, a decompression bomb is."""
+"""A delivery larger than this, before or after it is decompressed, is refused: no honest daily file is."""
+FREE_BYTES, USUAL_RATIO = 64 << 20, 16
+"""What inflates beyond both is measured to its end before it is kept: a bomb takes time, not memory."""
 THREADS = 8
 SMALL_ROWS = 20_000
 """A delivery of at most so many rows stays in memory between two readings."""
+SOME = 12
+"""Names that an error lists."""
 ORDER, DELIVERED = "__delivery", "__delivered_at"
 """Columns of staged rows beside the declared ones; no declared name starts with an underscore."""
 _RAGGED = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+): (.*)", re.DOTALL)
@@ -93,11 +98,13 @@ def fetch(store: ObjectStore, table: TableSpec, days: list[dt.date]) -> list[Del
     """Every delivery of the partitions, by date then key.
 
     Raises:
-        DeliveryMissing: a partition has none; names all of them.
+        DeliveryMissing: a partition has none; names all of them. UnreadableDelivery: a file is too large to fetch.
     """
 
     def one(item: tuple[dt.date, ObjectInfo]) -> Delivery:
         day, info = item
+        if info.size > MAX_BYTES:
+            raise UnreadableDelivery(f"{info.key}: expected at most {MAX_BYTES:,} bytes, found {info.size:,}")
         return Delivery(day, info.key, info.etag, info.modified, store.get(info.key))
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -111,15 +118,28 @@ def fetch(store: ObjectStore, table: TableSpec, days: list[dt.date]) -> list[Del
         return list(pool.map(one, [(day, info) for day, infos in zip(days, listed, strict=True) for info in infos]))
 
 
+def _inflate(data: bytes) -> bytes | None:
+    """The content of a gzip file; None when it is larger than `MAX_BYTES`."""
+    usual = min(max(FREE_BYTES, USUAL_RATIO * len(data)), MAX_BYTES)
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        text = file.read(usual + 1)
+        if len(text) <= usual:
+            return text
+        size = len(text)
+        del text
+        while size <= MAX_BYTES and (chunk := file.read(1 << 20)):
+            size += len(chunk)
+    return gzip.decompress(data) if size <= MAX_BYTES else None
+
+
 def _decompress(delivery: Delivery) -> bytes:
-    text = delivery.data
-    if text.startswith(_GZIP):
+    text: bytes | None = delivery.data
+    if delivery.data.startswith(_GZIP):
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(text)) as file:
-                text = file.read(MAX_BYTES + 1)
+            text = _inflate(delivery.data)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UnreadableDelivery(f"{delivery.key}: expected a whole gzip file, found: {error}") from error
-    if len(text) > MAX_BYTES:
+    if text is None or len(text) > MAX_BYTES:
         raise UnreadableDelivery(f"{delivery.key}: expected at most {MAX_BYTES:,} bytes once decompressed, found more")
     return text
 
@@ -151,13 +171,24 @@ def _check_header(delivery: Delivery, header: list[str], table: TableSpec) -> No
         other = next((d for d in ",;\t|" if d != table.delimiter and d in header[0]), None)
         hint = f"; is the delimiter {other!r} instead of {table.delimiter!r}?" if other else ""
         raise SchemaMismatch(
-            f"{delivery.key}: expected the columns {expected}, found the one column {header[0]!r}{hint}"
+            f"{delivery.key}: expected the columns {expected}, found the one column {_short(header[0])!r}{hint}"
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = [name for name, times in Counter(header).items() if times > 1]
     raise SchemaMismatch(
         f"{delivery.key}: expected the columns {expected}; missing {sorted(set(expected) - set(header))}, "
-        f"not expected {sorted(set(header) - set(expected))}{f', twice {twice}' if twice else ''}"
+        f"not expected {_some(set(header) - set(expected))}{f', twice {_some(twice)}' if twice else ''}"
     )
+
+
+def _short(text: str, length: int = 120) -> str:
+    """Of a text that somebody else wrote, as much as a message can hold."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, in order, and how many more there are."""
+    listed = sorted(names)
+    return f"{[_short(name, 40) for name in listed[:SOME]]}{f' and {len(listed) - SOME} more' * (len(listed) > SOME)}"
 
 
 def _check_quotes(delivery: Delivery, text: bytes, delimiter: str) -> None:
@@ -181,8 +212,7 @@ def _ragged(error: pa.ArrowInvalid) -> str:
     match = _RAGGED.search(str(error))
     if not match:
         return str(error)
-    row = match[3] if len(match[3]) <= 120 else f"{match[3][:117]}..."
-    return f"{match[2]} in data row {int(match[1]) - 1}: {row!r}"
+    return f"{match[2]} in data row {int(match[1]) - 1}: {_short(match[3])!r}"
 
 
 def blocks(delivery: Delivery, table: TableSpec) -> Iterator[pa.Table]:

@@ -213,11 +213,11 @@ def week_of(day: dt.date) -> str:
 def _weekly(platform: MemoryPlatform, spec: ModelSpec, scenario: Scenario) -> dict[str, float | None]:
     """AUC by ISO week of the published predictions against labels as they were in truth, and over all of them."""
     from include.evergreen.features.build import labels
-    from include.evergreen.query import connect
+    from include.evergreen.query import connect, quoted
 
     known = labels(platform.lake, spec, scenario.first, scenario.last)
     predicted = platform.lake.read(f"predictions.{spec.name}", scenario.first, scenario.last)
-    keys = ", ".join((*spec.entity.key, "as_of"))
+    keys = quoted(*spec.entity.key, "as_of")
     with connect() as connection:
         connection.register("p", predicted)
         connection.register("l", known)

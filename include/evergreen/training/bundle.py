@@ -77,13 +77,24 @@ class ModelBundle:
         }
 
     @classmethod
-    def from_files(cls, files: dict[str, bytes]) -> ModelBundle:
-        """Rebuild from `files()`. Raises ChecksumMismatch before a damaged byte reaches XGBoost."""
-        meta = json.loads(files["bundle.json"])
-        for name, expected in meta["sha256"].items():
+    def from_files(cls, files: dict[str, bytes], sha256: str | None = None, what: str = "bundle") -> ModelBundle:
+        """Rebuild from `files()`. Raises ChecksumMismatch before a damaged byte is parsed or reaches XGBoost.
+
+        Args:
+            sha256: of `bundle.json`, as recorded outside the object store; None: these bytes never left this process.
+            what: names the bundle in the error.
+        """
+
+        def check(name: str, expected: str) -> None:
             found = hashlib.sha256(files[name]).hexdigest()
             if found != expected:
-                raise ChecksumMismatch(f"{meta['model']}/{name}: expected SHA-256 {expected}, found {found}")
+                raise ChecksumMismatch(f"{what}, {name}: expected SHA-256 {expected}, found {found}")
+
+        if sha256 is not None:
+            check("bundle.json", sha256)
+        meta = json.loads(files["bundle.json"])
+        for name in ("model.ubj", "reference.parquet"):
+            check(name, meta["sha256"][name])
         return cls(
             model=meta["model"],
             as_of=dt.date.fromisoformat(meta["as_of"]),
