@@ -330,21 +330,25 @@ def test_lineage_is_read_back(mlflow: OnMlflow) -> None:
     assert json.loads(mlflow.objects.get(f"{prefix}/importances.json")) == given.importances
 
 
-def test_a_registration_that_broke_off_is_completed(mlflow: OnMlflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process died after the bytes and the run's facts, before the version."""
+@pytest.mark.parametrize("last", ["create_model_version", "set_terminated"])
+def test_a_registration_that_broke_off_is_completed(
+    mlflow: OnMlflow, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """The process died after the bytes and the run's facts, before the version or right after it."""
     client = mlflow.registry._client
     with monkeypatch.context() as patch:
 
         def dies(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(client, "create_model_version", dies)
+        patch.setattr(client, last, dies)
         with pytest.raises(KeyboardInterrupt):
             mlflow.registry.register(bundle(), record())
-    assert mlflow.registry.versions(MODEL) == []
+    assert len(mlflow.registry.versions(MODEL)) == (last == "set_terminated")
     assert mlflow.registry.register(bundle(), record()).number == 1
     assert mlflow.registry.load(MODEL, 1) == bundle()
-    assert len(client.search_runs([client.get_experiment_by_name(MODEL).experiment_id])) == 1
+    [run] = client.search_runs([client.get_experiment_by_name(MODEL).experiment_id])
+    assert run.info.status == "FINISHED"
 
 
 def test_a_second_process_sees_the_same(mlflow: OnMlflow) -> None:

@@ -353,6 +353,41 @@ def test_a_late_second_file_is_seen_taken_in_and_wins(platform: MemoryPlatform) 
     assert steps.late_deliveries(platform, SHOP, orders, DAY, 1) == [key]
 
 
+@pytest.mark.parametrize("by", ["r", "another run"])
+def test_a_body_that_goes_on_late_takes_nothing_back(
+    platform: MemoryPlatform, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """It was cut off from Airflow before it had the lock; a corrected file has been taken in since."""
+    orders, take = SHOP.tables["orders"], platform.mart.lock
+    deliver(platform, DAY, csv(DAY))
+    orphan = steps.validate(platform, SHOP, orders, steps.land(platform, SHOP, orders, [DAY], "r"), "r")
+    for _ in range(2):
+        assert steps.publish(platform, SHOP, orders, orphan, "r")["trusted"] == 20, "both bodies of one try"
+
+    def lock(name: str) -> Any:
+        monkeypatch.undo()
+        deliver(platform, DAY, csv(DAY, size=25))
+        assert run(platform, [DAY], run_id=by)["trusted"] == 25
+        return take(name)
+
+    monkeypatch.setattr(platform.mart, "lock", lock)
+    with pytest.raises(Refused, match="meanwhile"):
+        steps.publish(platform, SHOP, orders, orphan, "r")
+    assert platform.lake.counts("trusted.orders") == {DAY: 25}
+    [batch] = platform.mart.batches("orders")
+    assert (batch["status"], batch["trusted"], batch["run_id"]) == ("published", 25, by)
+
+
+def test_a_run_that_read_more_files_than_the_one_before_it_publishes_them(platform: MemoryPlatform) -> None:
+    orders = SHOP.tables["orders"]
+    deliver(platform, DAY, csv(DAY))
+    first = steps.validate(platform, SHOP, orders, steps.land(platform, SHOP, orders, [DAY], "a"), "a")
+    deliver(platform, DAY, csv(DAY, start=20, size=5), "_2")
+    second = steps.validate(platform, SHOP, orders, steps.land(platform, SHOP, orders, [DAY], "b"), "b")
+    steps.publish(platform, SHOP, orders, first, "a")
+    assert steps.publish(platform, SHOP, orders, second, "b")["trusted"] == 25
+
+
 def test_late_deliveries_cost_one_listing(platform: MemoryPlatform) -> None:
     history(platform)
     asked: list[str] = []

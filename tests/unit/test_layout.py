@@ -4,11 +4,12 @@ import json
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from include.evergreen.errors import SettingsError
-from include.evergreen.local.layout import PORTS, PROJECT, Layout, environment
+from include.evergreen.local.layout import LOW_DISK, PORTS, PROJECT, Layout, environment, full_disk
 from include.evergreen.settings import Settings
 
 
@@ -107,3 +108,18 @@ def test_nothing_reports_usage(layout: Layout) -> None:
     found = environment(layout)
     assert found["DO_NOT_TRACK"] == found["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert found["GX_ANALYTICS_ENABLED"] == "false"
+
+
+def test_a_disk_is_full_below_a_bound_and_the_sentence_names_it(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free[path]))
+    free[layout.var] = LOW_DISK
+    assert full_disk(layout.var) == ""
+    free[layout.var] = 2**20 * 3 // 2
+    assert full_disk(layout.var).startswith(
+        f"the disk is full: expected at least 64 MB free on the disk of {layout.var}, found 1.5 MB"
+    )
+    monkeypatch.undo()
+    assert full_disk(layout.var / "is not there") == ""

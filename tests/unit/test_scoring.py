@@ -343,6 +343,21 @@ def test_staged_rows_of_another_date_are_not_published(world: Any) -> None:
     assert world.lake.counts("predictions.late_order") == {}
 
 
+def test_a_body_that_goes_on_late_takes_nothing_back(world: Any) -> None:
+    """Its task was cut off from Airflow; the day was ingested and scored again since, with fewer orders."""
+    promote(world, 1, DAY)
+    orphan = steps.predict(world, SPEC, examples.source(), DAY, "r")
+    table = f"trusted.{SPEC.entity.table}"
+    world.lake.write(table, world.lake.read(table, DAY, DAY).slice(5), [DAY])
+    newer = steps.predict(world, SPEC, examples.source(), DAY, "newer")
+    steps.publish(world, SPEC, examples.source(), DAY, newer, "newer")
+    published = world.lake.read("predictions.late_order")
+    assert published.num_rows == 55
+    steps.publish(world, SPEC, examples.source(), DAY, orphan, "r")
+    assert world.lake.read("predictions.late_order").equals(published)
+    assert [row["rows"] for row in world.mart.scorings(SPEC.name)] == [55]
+
+
 class SlowLake(MemoryLake):
     """Pauses after its first scoring is written, so that another publisher can come between lake and mart."""
 

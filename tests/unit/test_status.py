@@ -3,16 +3,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from include.evergreen.local.layout import PORTS, PROJECT, Layout
-from include.evergreen.local.status import loop
+from include.evergreen.local.status import loop, status
 from include.evergreen.mart import schema
 
 NOW = dt.datetime(2013, 7, 2, tzinfo=dt.UTC)
@@ -118,6 +120,18 @@ def test_an_empty_mart_and_none_at_all_have_one_shape(layout: Layout) -> None:
 def test_reading_changes_nothing(layout: Layout) -> None:
     loop(layout)
     assert not layout.var.exists()
+
+
+def test_a_full_disk_is_said_even_when_the_mart_cannot_be_read(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.make_folders()
+    layout.mart_db.write_bytes(b"half a page")
+    monkeypatch.setattr("include.evergreen.local.status.services", lambda _: {"object-store": "down"})
+    with pytest.raises(sqlite3.DatabaseError):
+        status(layout)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    found = status(layout)
+    assert "found 0.0 MB" in found["disk"] and str(layout.var) in found["disk"]
+    assert found["services"] == {"object-store": "down"}
 
 
 def test_it_runs_on_a_bare_python_while_the_stack_is_down(layout: Layout) -> None:

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import secrets as random
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -38,6 +39,10 @@ CLUSTER_PORTS = {
     "mlflow": ("EVERGREEN_PORT_MLFLOW", 15000),
 }
 """The same for the services of `docker-compose.yaml` as processes; no service's usual port."""
+
+
+LOW_DISK = 64 * 2**20
+"""Bytes below which a disk is said to be full: databases and files of one day need about as much."""
 
 
 def hostname() -> str:
@@ -315,6 +320,18 @@ def environment(layout: Layout, base: Mapping[str, str] | None = None) -> dict[s
         **libraries,
     }
     return {name: str(value) for name, value in values.items()}
+
+
+def full_disk(var: Path) -> str:
+    """One sentence that names the disk of `var` when nearly nothing is left of it, else an empty string."""
+    try:
+        free = shutil.disk_usage(var).free
+    except OSError:
+        return ""
+    if free >= LOW_DISK:
+        return ""
+    expected = f"expected at least {LOW_DISK / 2**20:.0f} MB free on the disk of {var}"
+    return f"the disk is full: {expected}, found {free / 2**20:.1f} MB. Free some: what was cut off is run again"
 
 
 def taken(port: int) -> bool:

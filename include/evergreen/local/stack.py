@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ import psutil
 from include.evergreen.errors import EvergreenError, Unavailable
 from include.evergreen.local import object_store, processes
 from include.evergreen.local.guard import FAREWELL
-from include.evergreen.local.layout import CLUSTER_PORTS, LOOPBACK, Layout, environment, taken, write_private
+from include.evergreen.local.layout import CLUSTER_PORTS, LOOPBACK, Layout, environment, full_disk, taken, write_private
 
 AIRFLOW = (
     ("api-server", ("api-server",)),
@@ -56,12 +56,13 @@ class AlreadyRunning(EvergreenError):
 
 
 class StackFell(EvergreenError):
-    """A part ended by itself; names the part and its log."""
+    """A part ended by itself; names the part, its log, and a disk that is full."""
 
     def __init__(self, part: str, code: int | None, log: Path) -> None:
         self.part, self.code, self.log = part, code, log
         ended = "did not become ready" if code is None else f"ended with {_meaning(code)}"
-        super().__init__(f"{part} {ended}. Its log: {log}\n{tail(log)}")
+        full = full_disk(log.parent)
+        super().__init__(f"{part} {ended}. {f'{full}. ' if full else ''}Its log: {log}\n{tail(log)}")
 
 
 def _meaning(code: int) -> str:
@@ -304,9 +305,15 @@ class Stack:
                 raise StackFell(part.name, code, part.log)
 
     def serve(self) -> None:
-        """Hold until interrupted. Raises StackFell when a part ends."""
+        """Hold until interrupted; say so when the disk runs full. Raises StackFell when a part ends."""
+        said = ""
         while True:
             self.check()
+            full = full_disk(self.layout.var)
+            if full and not said:
+                with suppress(OSError):  # standard output may be a file on that disk
+                    print(full, file=sys.stderr, flush=True)
+            said = full
             time.sleep(0.5)
 
     # --- stop --------------------------------------------------------------------------------------------------------

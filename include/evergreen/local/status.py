@@ -10,7 +10,7 @@ import urllib.request
 from contextlib import closing
 from typing import Any
 
-from include.evergreen.local.layout import PROJECT, Layout
+from include.evergreen.local.layout import PROJECT, Layout, full_disk
 
 UP, DOWN = "up", "down"
 
@@ -127,8 +127,17 @@ def _loop(connection: sqlite3.Connection) -> dict[str, Any]:
 
 
 def status(layout: Layout) -> dict[str, Any]:
-    """Services, endpoints, and the loop. Raises sqlite3.Error when the mart cannot be read."""
-    found = services(layout)
+    """Services, endpoints, the disk, and the loop, which is left out when a full disk keeps the mart from being read.
+
+    Raises sqlite3.Error when the mart cannot be read for another reason.
+    """
+    found, full = services(layout), full_disk(layout.var)
+    try:
+        numbers = loop(layout)
+    except sqlite3.Error:
+        if not full:
+            raise
+        numbers = {}
     return {
         "running": all(state == UP for state in found.values()),
         "services": found,
@@ -139,7 +148,8 @@ def status(layout: Layout) -> dict[str, Any]:
             "logs": str(layout.logs),
             "project": str(PROJECT),
         },
-        **loop(layout),
+        "disk": full or "ok",
+        **numbers,
     }
 
 

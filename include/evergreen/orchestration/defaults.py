@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import ExceptionRetryPolicy, Param, RetryAction, RetryRule
@@ -12,6 +14,7 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert
 
 from include.evergreen.alerts.cause import RUNBOOKS
+from include.evergreen.local.layout import full_disk
 from include.evergreen.orchestration import alarms
 from include.evergreen.orchestration.deadline import RunCreated
 
@@ -83,6 +86,9 @@ def on_failure(context: Any) -> None:
         f"{type(error).__name__}: {error}" if error else "no exception was recorded",
         runbook(task.dag_id),
     )
+    # an object store does not say why it cannot store
+    if (var := os.environ.get("EVERGREEN_VAR")) and (full := full_disk(Path(var))):
+        log.error("%s", full)
 
 
 def default_args(owner: str, pool: str | None = None, timeout_minutes: float = 30) -> dict[str, Any]:

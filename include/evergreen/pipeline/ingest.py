@@ -6,6 +6,7 @@ Each takes and returns small JSON-able dicts; rows are staged under `staging/ing
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import os
 from collections import Counter
@@ -106,14 +107,16 @@ def land(
     """Keep every delivered file as it is under `raw/`, and stage its rows as text.
 
     Returns:
-        {rows_key, parts, rows, first, last, deliveries_key, stopped: {date: reason}}; `parts` are the rows of each
-        staged part under `rows_key`; `deliveries_key` holds [[date, key, etag, sha256, rows]].
+        {rows_key, parts, rows, first, last, deliveries_key, stopped: {date: reason}, seen: {date: digest}}; `parts`
+        are the rows of each staged part under `rows_key`; `deliveries_key` holds [[date, key, etag, sha256, rows]];
+        `seen` is what was published of the partitions before.
 
     Raises:
         DeliveryMissing: a partition has no file.
     """
     from include.evergreen.quality.deliveries import check, fetch
 
+    seen = _published(platform, table, dates)
     deliveries = fetch(platform.landing, table, list(dates))
     root = f"raw/{source.name}/{table.name}/"
     shared = os.path.commonprefix([dates[0].isoformat(), dates[-1].isoformat()])  # noqa: RUF071
@@ -145,7 +148,44 @@ def land(
         "last": dates[-1].isoformat(),
         "deliveries_key": deliveries_key,
         "stopped": {day.isoformat(): reason for day, reason in reading.stopped.items()},
+        "seen": {day.isoformat(): _contents(listed) for day, listed in seen.items()},
     }
+
+
+def _published(platform: Platform, table: TableSpec, dates: Sequence[dt.date]) -> dict[dt.date, list[dict[str, Any]]]:
+    """The deliveries of those of the partitions that the lake holds."""
+    wanted = set(dates)
+    return {
+        batch["partition_date"]: batch["deliveries"]
+        for batch in platform.mart.batches(table.name)
+        if batch["partition_date"] in wanted and (batch["status"] == "published" or batch["snapshot_id"] is not None)
+    }
+
+
+def _contents(deliveries: Sequence[dict[str, Any]]) -> str:
+    """Which files, with which bytes."""
+    listed = sorted(f"{delivery['key']} {delivery['sha256']}" for delivery in deliveries)
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16]
+
+
+def _not_overtaken(
+    platform: Platform, table: TableSpec, mine: dict[dt.date, list[dict[str, Any]]], seen: dict[str, str]
+) -> None:
+    """A body that was cut off and goes on late takes nothing back that another has published since it read its files.
+
+    For the holder of the lock. Raises Refused: names the partitions.
+    """
+    late = []
+    for day, there in _published(platform, table, list(mine)).items():
+        have = {(delivery["key"], delivery["sha256"]) for delivery in mine[day]}
+        more = any((delivery["key"], delivery["sha256"]) not in have for delivery in there)
+        if more and _contents(there) != seen.get(day.isoformat()):
+            late.append(day.isoformat())
+    if late:
+        raise Refused(
+            f"{table.name}: expected nobody to publish {late} since their files were read, found other files published "
+            "meanwhile: run the partition again"
+        )
 
 
 def _dates(staged: dict[str, Any]) -> list[dt.date]:
@@ -190,7 +230,7 @@ def validate(
         f"validation/{table.name}/{span}.json", json.dumps(document, default=str).encode(), "application/json"
     )
     return {
-        **{k: staged[k] for k in ("first", "last", "deliveries_key")},
+        **{k: staged[k] for k in ("first", "last", "deliveries_key", "seen")},
         "trusted_key": f"{root}/trusted",
         "trusted_parts": len(staged["parts"]),
         "quarantine_key": staging.put(platform, f"{root}/quarantine.parquet", split.quarantined),
@@ -347,6 +387,7 @@ def publish(
 
     Raises:
         PartitionStopped: at least one partition was stopped; the others are published.
+        Refused: other files of a partition were published since these were read; nothing is published.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -357,14 +398,16 @@ def publish(
     days = [day for day in _dates(validated) if day not in stopped]
     keep = pa.array(days, pa.date32())
 
+    # read before the rows, which a run that is cleared replaces: rows may be newer than this, never older
+    listing: dict[str, list[dict[str, Any]]] = {}
+    for day, key, etag, sha256, rows in json.loads(platform.objects.get(validated["deliveries_key"])):
+        listing.setdefault(day, []).append({"key": key, "etag": etag, "sha256": sha256, "rows": rows})
+
     def good(rows: pa.Table) -> pa.Table:
         return rows.filter(pc.is_in(rows["partition_date"], keep)) if stopped else rows
 
     quarantined = good(staging.get(platform, validated["quarantine_key"]))
     split = json.loads(platform.objects.get(validated["counts_key"]))
-    listing: dict[str, list[dict[str, Any]]] = {}
-    for day, key, etag, sha256, rows in json.loads(platform.objects.get(validated["deliveries_key"])):
-        listing.setdefault(day, []).append({"key": key, "etag": etag, "sha256": sha256, "rows": rows})
     held = per_partition(quarantined)
     counts: dict[dt.date, Count] = {}
     for day in days:
@@ -403,6 +446,8 @@ def publish(
 
     nothing = Count(0, 0, 0, 0)
     with platform.mart.lock(_lock(table)):
+        mine = {day: listing.get(day.isoformat(), []) for day in _dates(validated)}
+        _not_overtaken(platform, table, mine, validated["seen"])
         snapshot = platform.lake.write(f"trusted.{table.name}", trusted(), days) if days else None
         if days and (quarantined.num_rows or _holds(platform, f"quarantine.{table.name}", days)):
             platform.lake.write(f"quarantine.{table.name}", quarantined, days)

@@ -45,7 +45,8 @@ def predict(
     """Score the entities of one partition into a staged Parquet file.
 
     Returns:
-        {key, version, threshold, rows, mean_probability}: `key` in the lake bucket.
+        {key, version, threshold, rows, mean_probability, seen}: `key` in the lake bucket, `seen` names the scoring that
+        was current before the inputs were read.
 
     Raises:
         NotFound: no champion, version or table. NotEnoughData: no entity. OutputInvalid: see `contract.check`.
@@ -57,6 +58,7 @@ def predict(
     from include.evergreen.scoring.contract import check
     from include.evergreen.scoring.score import score_batches
 
+    seen = _shown(platform.mart.scoring(spec.name, as_of))
     number = version_for(platform, spec, as_of) if version is None else version
     bundle = platform.registry.load(spec.name, number)
     rows = features(platform.lake, spec, since=as_of, until=as_of, cut=as_of)
@@ -72,7 +74,13 @@ def predict(
         "threshold": bundle.threshold,
         "rows": predictions.num_rows,
         "mean_probability": pc.mean(predictions["probability"]).as_py(),
+        "seen": seen,
     }
+
+
+def _shown(current: dict[str, Any] | None) -> str | None:
+    """Names a scoring by its version and its rows."""
+    return None if current is None else f"{current['version']} {current['digest']}"
 
 
 def publish(
@@ -87,7 +95,8 @@ def publish(
 ) -> dict[str, Any]:
     """Publish a staged scoring to `predictions.<model>` and the mart. Idempotent.
 
-    One publisher at a time per model: of two scorings of one partition the later is whole in both places. A version
+    One publisher at a time per model: of two scorings of one partition the later is whole in both places. Who finds
+    another scoring than the one it saw predicts again: a body that goes on late takes nothing back. A version
     other than the current scoring's needs `replace`: one that a rollback withdrew since `predict` stays withdrawn.
     Rows that take the place of others say so to analysts (`restated_at`), with `reason`.
 
@@ -117,6 +126,8 @@ def publish(
                 f"{spec.name}, as of {as_of}: expected version {current['version']}, which scored it meanwhile, "
                 f"found a scoring by version {version}; clear the run from predict on"
             )
+        if _shown(current) != staged.get("seen", _shown(current)):
+            predictions = staging.get(platform, predict(platform, spec, source, as_of, run_id, version)["key"])
         earlier = [row for row in mart.scorings(spec.name) if row["as_of"] == as_of and row["version"] == version]
         scored_at = earlier[0]["scored_at"] if earlier else dt.datetime.now(dt.UTC)
         stamp = pa.scalar(scored_at.replace(tzinfo=None), pa.timestamp("us"))
