@@ -15,11 +15,14 @@ from include.evergreen.errors import SettingsError
 
 
 class Timeouts(BaseModel):
-    """Seconds and tries for every client: a silent endpoint must not hold a task."""
+    """Seconds and tries for every client: a dead or silent dependency fails a step within 15 s.
+
+    `read` is the longest pause in an answer or an upload, not the length of a transfer: what is slow and alive works.
+    """
 
     model_config = ConfigDict(frozen=True)
-    connect: float = 5.0
-    read: float = 20.0
+    connect: float = 3.0
+    read: float = 4.0
     tries: int = 2
 
 

@@ -233,6 +233,22 @@ class _Upload(io.BytesIO):
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
+class _Catalog(SqlCatalog):  # type: ignore[misc]
+    """The SQL catalog, its waits on PostgreSQL bounded."""
+
+    def __init__(self, timeouts: Timeouts, properties: dict[str, str]) -> None:
+        self._timeouts = timeouts
+        super().__init__("evergreen", **properties)
+
+    def _init_catalog(self) -> None:
+        if self.engine.dialect.name == "postgresql":
+            from include.evergreen.postgres import watch
+
+            watch(self.engine, self._timeouts)
+        self.engine.connect().close()  # what follows takes a dead server for an empty one, and asks it again
+        super()._init_catalog()
+
+
 class IcebergLake:
     """The lake on Iceberg. Safe for concurrent writers in threads and processes."""
 
@@ -251,10 +267,8 @@ class IcebergLake:
     def _catalog_uri(self) -> str:
         """The catalog's URL with bounded waits, unless it sets its own."""
         url = make_url(self.settings.catalog_uri.get_secret_value())
-        wait = {"sqlite": ("timeout", 30), "postgresql": ("connect_timeout", self.settings.timeouts.connect)}
-        name, seconds = wait.get(url.get_backend_name(), ("", 0))
-        if name and name not in url.query and url.get_driver_name() != "asyncpg":
-            url = url.update_query_dict({name: str(max(1, int(seconds)))})
+        if url.get_backend_name() == "sqlite" and "timeout" not in url.query:
+            url = url.update_query_dict({"timeout": "30"})
         return url.render_as_string(hide_password=False)
 
     @cached_property
@@ -275,9 +289,9 @@ class IcebergLake:
         }
         known = {name: value for name, value in properties.items() if value is not None}
         try:
-            return SqlCatalog("evergreen", **known)
+            return _Catalog(timeouts, known)
         except SQLAlchemyError:
-            return SqlCatalog("evergreen", **known)  # another worker was creating the catalog's tables: they exist now
+            return _Catalog(timeouts, known)  # another worker was creating the catalog's tables: they exist now
 
     @contextmanager
     def _errors(self, table: str) -> Iterator[None]:
@@ -286,7 +300,11 @@ class IcebergLake:
         except NoSuchTableError as error:
             raise NotFound(f"lake table {table}: expected a table, found none in {self._catalog_name}") from error
         except SQLAlchemyError as error:
-            raise Unavailable(f"lake table {table}: catalog {self._catalog_name}: {error}") from error
+            found = " ".join(str(getattr(error, "orig", None) or error).split())
+            where = self._catalog_name
+            raise Unavailable(
+                f"lake table {table}: expected an answer of the catalog {where}, found: {found}"
+            ) from error
 
     def _table(self, table: str) -> Table:
         """Raises NotFound, Unavailable."""

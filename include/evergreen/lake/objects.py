@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
+import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 
 DENIED = {401, 403}
 BUSY = {408, 429}
+URL = re.compile(r"(?: on| to| from)?(?: the)? endpoint URL: \"[^\"]*\"\.?")
+"""What botocore adds to its errors: the key is named already."""
+REST_SECONDS = 10.0
+"""How long a silent endpoint is not asked again by a process: of a step's many requests only the first ones wait."""
+
+_silent: dict[str, float] = {}
+"""Endpoint -> the moment it was found silent, by the monotonic clock."""
 
 
 @lru_cache(maxsize=8)
@@ -65,9 +74,19 @@ class S3Objects:
     @contextmanager
     def _errors(self, key: str = "") -> Iterator[None]:
         """Turn botocore's errors into the engine's."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectTimeoutError,
+            NoCredentialsError,
+            PartialCredentialsError,
+            ReadTimeoutError,
+        )
 
         endpoint = self.store.endpoint or f"AWS S3 in {self.store.region}"
+        ago = time.monotonic() - _silent.get(endpoint, -REST_SECONDS)
+        if ago < REST_SECONDS:
+            raise Unavailable(f"{self.uri(key)}: expected an answer from {endpoint}, found it silent {ago:.0f} s ago")
         try:
             yield
         except ClientError as error:
@@ -80,12 +99,17 @@ class S3Objects:
             if status in DENIED:
                 raise SettingsError(f"{self.uri(key)}: expected valid keys of the object store, {answer}") from error
             if status >= 500 or status in BUSY or status == 0:
-                raise Unavailable(f"{self.uri(key)}: {answer}") from error
+                raise Unavailable(f"{self.uri(key)}: expected success, {answer}") from error
             raise Refused(f"{self.uri(key)}: {answer}: {error}") from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise SettingsError(f"{self.uri(key)}: expected keys of the object store, found none") from error
         except (BotoCoreError, OSError) as error:
-            raise Unavailable(f"{self.uri(key)}: no answer from {endpoint}: {error}") from error
+            within = ""
+            if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
+                _silent[endpoint] = time.monotonic()
+                within = f" within {self.timeouts.read:g} s"
+            found = URL.sub("", str(error))
+            raise Unavailable(f"{self.uri(key)}: expected an answer from {endpoint}{within}, found: {found}") from error
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it is there. Raises Unavailable, SettingsError."""
@@ -180,9 +204,9 @@ class S3Objects:
 
 
 def _broken_body(error: BaseException | None) -> bool:
-    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+    from botocore.exceptions import IncompleteReadError, ResponseStreamingError
 
-    return isinstance(error, IncompleteReadError | ReadTimeoutError | ResponseStreamingError)
+    return isinstance(error, IncompleteReadError | ResponseStreamingError)
 
 
 class MemoryObjects:

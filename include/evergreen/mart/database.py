@@ -18,6 +18,8 @@ from include.evergreen.errors import NotFound, Refused, Unavailable
 from include.evergreen.mart.values import dumps, number, row_of, same
 
 BUSY_SECONDS = 30
+POOL_SECONDS = 10
+"""Waited for a free connection of this process."""
 SQLITE_UNAVAILABLE = tuple(f"SQLITE_{name}" for name in ("BUSY", "LOCKED", "CANTOPEN", "IOERR", "FULL", "READONLY"))
 
 
@@ -44,24 +46,15 @@ class Database:
     def engine(self) -> sa.Engine:
         """The one engine, opened at first use. On SQLite a transaction with the option `write` takes the lock first."""
         if not self.is_sqlite:
-            engine = sa.create_engine(
-                self._uri,
-                json_serializer=dumps,
-                pool_pre_ping=True,
-                connect_args={"connect_timeout": 5, "keepalives_idle": 10, "tcp_user_timeout": 20_000},
-            )
-            event.listen(engine, "connect", self._configure_postgres)
+            from include.evergreen.postgres import watch
+
+            engine = sa.create_engine(self._uri, json_serializer=dumps, pool_pre_ping=True, pool_timeout=POOL_SECONDS)
+            watch(engine)
             return engine
         engine = sa.create_engine(self._uri, json_serializer=dumps, connect_args={"timeout": BUSY_SECONDS})
         event.listen(engine, "connect", self._configure_sqlite)
         event.listen(engine, "begin", self._begin_sqlite)
         return engine
-
-    @staticmethod
-    def _configure_postgres(connection: Any, _: Any) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"set time zone 'UTC'; set lock_timeout = '{BUSY_SECONDS}s'")
-        connection.commit()
 
     @staticmethod
     def _configure_sqlite(connection: Any, _: Any) -> None:
@@ -79,6 +72,11 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except sa.exc.TimeoutError as error:
+            where = self._uri.render_as_string(hide_password=True)
+            raise Unavailable(
+                f"mart {where}: expected a free connection within {POOL_SECONDS} s, found none"
+            ) from error
         except sa.exc.DBAPIError as error:
             where = self._uri.render_as_string(hide_password=True)
             cause = error.orig
@@ -90,7 +88,7 @@ class Database:
                 lost = isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
                 dead = lost or error.connection_invalidated
             if dead:
-                raise Unavailable(f"mart {where}: expected an answer, found: {cause}") from error
+                raise Unavailable(f"mart {where}: expected an answer, found: {' '.join(str(cause).split())}") from error
             raise
 
     @contextlib.contextmanager

@@ -6,14 +6,17 @@ next alert or the end of any run.
 
 from __future__ import annotations
 
+import contextvars
 import datetime as dt
 import hashlib
 import json
 import logging
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +37,10 @@ CHANNELS, REMIND_HOURS, RUNBOOK_URL = (
 )
 """Variables."""
 LOG = "log"
-PATIENCE = 20.0
-"""Seconds after which no further channel is begun: Airflow gives the callbacks of a DAG 50."""
+PATIENCE = 10.0
+"""Seconds for all channels of one delivery: a silent one holds no task, and Airflow gives the callbacks of a DAG 50."""
+MAIL_SECONDS = 4
+"""Waited for each answer of a mail server."""
 KINDS = {
     "smtp": ("airflow.providers.smtp.notifications.smtp", "SmtpNotifier", "apache-airflow-providers-smtp"),
     "slack": (
@@ -117,9 +122,26 @@ def notifier(kind: str) -> Any:
     """The notifier's class. Raises SettingsError: its provider is not installed."""
     module, name, package = KINDS[kind]
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
+        return _impatient(found) if kind == "smtp" else found
     except ImportError as error:
         raise SettingsError(f"channel {kind}: expected the package {package}, found: {error}. Install it") from error
+
+
+def _impatient(base: Any) -> Any:
+    """The mail notifier with one short try: its own six of 30 s each go on after they were given up, and mail twice."""
+    from airflow.providers.smtp.hooks.smtp import SmtpHook
+
+    class Hook(SmtpHook):  # type: ignore[misc]
+        smtp_retry_limit = 0
+        timeout = MAIL_SECONDS
+
+    class SmtpNotifier(base):  # type: ignore[misc]
+        @cached_property
+        def hook(self) -> Hook:
+            return Hook(smtp_conn_id=self.smtp_conn_id, auth_type=self.auth_type)
+
+    return SmtpNotifier
 
 
 def deliver() -> None:
@@ -161,20 +183,44 @@ def tell(inbox: Inbox, links: Links, remind: dt.timedelta, configured: Any) -> N
     until = time.monotonic() + PATIENCE
     for channel in configured():
         while time.monotonic() < until and (told := inbox.claim(channel.name, remind, channel.severities)):
-            arrived = _send(channel, told, links)
+            arrived = _send(channel, told, links, until)
             inbox.settle(channel.name, told, arrived)
             if not arrived:
                 break
 
 
-def _send(channel: Channel, told: Sequence[Due], links: Links) -> bool:
+def _send(channel: Channel, told: Sequence[Due], links: Links, until: float) -> bool:
     try:
         for send in _notifications(channel, told, compose(told, links), links):
-            send()
+            _by(until, send)
     except Exception as error:
         log.error("channel %s did not take %d alert(s): %s: %s", channel.name, len(told), type(error).__name__, error)
         return False
     return True
+
+
+def _by(until: float, send: Callable[[], None]) -> None:
+    """Call `send`, given up at `until` (monotonic clock): the clients of channels wait for minutes, and try again.
+
+    Raises TimeoutError, and what `send` raises.
+    """
+    failed: list[Exception] = []
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            context.run(send)
+        except Exception as error:
+            failed.append(error)
+
+    seconds = max(0.0, until - time.monotonic())
+    sending = threading.Thread(target=run, name="evergreen-channel", daemon=True)
+    sending.start()
+    sending.join(seconds)
+    if sending.is_alive():
+        raise TimeoutError(f"expected an answer within {seconds:.0f} s, found none")
+    if failed:
+        raise failed[0]
 
 
 def _notifications(channel: Channel, told: Sequence[Due], message: Message, links: Links) -> list[Any]:

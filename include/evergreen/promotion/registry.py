@@ -32,12 +32,17 @@ class MlflowRegistry:
     """Versions with the aliases `champion` and `challenger`; the UBJ and its sidecars under `mlflow/<model>/`."""
 
     def __init__(self, settings: Settings, objects: ObjectStore | None = None) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(settings.timeouts.tries))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(settings.timeouts.read)))
+        # MLflow sends a request again whatever it asks for: a version whose answer was lost would be made twice
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(settings.timeouts.connect + settings.timeouts.read))
+        )
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         from mlflow import MlflowClient
+        from sqlalchemy.engine import make_url
 
         uri = settings.registry_uri.get_secret_value()
+        self._where = make_url(uri).render_as_string(hide_password=True) if "://" in uri else uri
         self._objects = objects or S3Objects(
             settings.object_store, settings.object_store.lake_bucket, settings.timeouts
         )
@@ -52,12 +57,16 @@ class MlflowRegistry:
         try:
             yield
         except OperationalError as error:
-            raise Unavailable(f"the MLflow database did not answer: {error.orig}") from error
+            raise Unavailable(
+                f"expected an answer of the registry {self._where}, found: {_brief(error.orig)}"
+            ) from error
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise NotFound(str(error)) from error
             if error.get_http_status_code() >= 500:
-                raise Unavailable(f"MLflow did not answer: {error}") from error
+                raise Unavailable(
+                    f"expected an answer of the registry {self._where}, found: {_brief(error)}"
+                ) from error
             raise
 
     def _version(self, found: ModelVersion) -> Version:
@@ -131,6 +140,7 @@ class MlflowRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            self._client.set_terminated(run_id)  # before the version: a retry that finds one makes nothing more
             created = self._client.create_model_version(
                 bundle.model,
                 source=self._objects.uri(prefix),
@@ -142,7 +152,6 @@ class MlflowRegistry:
                     "prefix": prefix,
                 },
             )
-            self._client.set_terminated(run_id)
             return self._version(self._client.get_model_version(bundle.model, created.version))
 
     def _tags(self, model: str, number: int) -> dict[str, str]:
@@ -193,6 +202,14 @@ class MlflowRegistry:
 
     def attachment(self, model: str, number: int, name: str) -> bytes:
         return self._objects.get(f"{self._tags(model, number)['prefix']}/{attachment_name(name)}")
+
+
+def _brief(error: Any) -> str:
+    """One line: the cause, without MLflow's own advice."""
+    text = " ".join(str(error).split()).split(" To increase the timeout")[0]
+    before, caused, cause = text.partition(" (Caused by ")
+    text = cause.rstrip(")") + ")" if caused else before
+    return text if len(text) <= 400 else f"{text[:397]}..."
 
 
 def _json(value: Any) -> bytes:
