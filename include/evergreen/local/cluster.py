@@ -6,13 +6,16 @@ rclone instead of SeaweedFS.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ import httpx
 import yaml
 
 from include.evergreen.errors import SettingsError
-from include.evergreen.local import dotenv, postgres
+from include.evergreen.local import dotenv, postgres, processes
 from include.evergreen.local.layout import CLUSTER_PORTS, LOOPBACK, PROJECT, Layout, environment, write_private
 from include.evergreen.local.stack import LOG_SERVER, OBJECT_STORE, Stack, StackFell, listens
 
@@ -36,6 +39,8 @@ LOCAL_EXECUTOR = (
     "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD",
 )
 """What the embedded stack sets for its executor."""
+FIRST_DELAY, LONGEST_DELAY, SETTLED = 0.1, 60.0, 10.0
+"""Seconds before a part is started again, at first and at most; seconds after which it has settled. Docker's."""
 PASSWORDS = "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"
 VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z0-9_]+)(?::([-?])([^}]*))?\}")
 
@@ -65,12 +70,24 @@ def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
     return VARIABLE.sub(found, value)
 
 
+@dataclass(frozen=True)
+class Restart:
+    """A part that ended by itself and was started again. `after`: seconds between the two."""
+
+    part: str
+    code: int
+    after: float
+
+
 class Cluster(Stack):
     """PostgreSQL, Redis, object store, MLflow server, Airflow's parts, two Celery workers, the log server.
 
-    with Cluster(Cluster.layout_of(env)) as cluster:
-        cluster.start()
-        cluster.wait_ready()
+        with Cluster(Cluster.layout_of(env)) as cluster:
+            cluster.start()
+            cluster.wait_ready()
+
+    With `restarting`, a part that ends by itself is started again as compose's `restart: unless-stopped` does;
+    otherwise its end is the end of the cluster.
     """
 
     stop_order = (
@@ -81,10 +98,16 @@ class Cluster(Stack):
         ("postgres",),
     )
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, restarting: bool = False) -> None:
         layout.make_folders()
         super().__init__(self._with_secrets(layout))
         self.environment = self._environment_of("scheduler")
+        self.restarting = restarting
+        self.restarts: list[Restart] = []
+        self._spared: set[int] = set()
+        self._hand = threading.RLock()  # who starts and ends single parts
+        self._over = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     @staticmethod
     def layout_of(env: Mapping[str, str]) -> Layout:
@@ -170,14 +193,29 @@ class Cluster(Stack):
 
     def _start(self) -> None:
         self._claim()
-        self._start_object_store()
-        self._start_postgres()
-        self._start_redis()
+        for name in (OBJECT_STORE, "postgres", "redis"):
+            self.launch(name)
         self._prepare()
-        self._spawn("mlflow", self.command_of("mlflow"), env=self._env_of("mlflow"))
-        for name in AIRFLOW:
-            self._spawn(name, self.command_of(name), env=self._env_of(name))
-        self._start_log_server()
+        for name in ("mlflow", *AIRFLOW, LOG_SERVER):
+            self.launch(name)
+        self._watch()
+
+    def launch(self, name: str) -> None:
+        """Start one part, or start it again."""
+        special: dict[str, Callable[[], None]] = {
+            OBJECT_STORE: self._start_object_store,
+            LOG_SERVER: self._start_log_server,
+            "postgres": self._start_postgres,
+            "redis": self._start_redis,
+        }
+        with self._hand:
+            if name in {"scheduler", "dag-processor", "triggerer"}:
+                self._started_at = dt.datetime.now(dt.UTC)
+            if name in special:
+                special[name]()
+            else:
+                self._spawn(name, self.command_of(name), env=self._env_of(name))
+            self._down.discard(name)
 
     def _env_of(self, service: str) -> dict[str, str]:
         return {**self._inherited(), **self._environment_of(service), **self.mark}
@@ -239,6 +277,85 @@ class Cluster(Stack):
             if f"{self.node(name)} ready" not in self.parts[name].log.read_text(encoding="utf-8", errors="replace"):
                 return name
         return super()._late()
+
+    # --- faults ------------------------------------------------------------------------------------------------------
+
+    def kill(self, *names: str, sparing: Collection[int] = ()) -> None:
+        """SIGKILL to parts and to every process under them, as containers end. With `restarting` they come back.
+
+        Processes of `sparing` live on without their parents, as where nothing ends them: on a host that is cut off.
+        """
+        with self._hand:
+            self._spared.update(sparing)
+        processes.kill([self.parts[name].process.pid for name in names], self._spared)
+
+    def halt(self, *names: str, grace: float = 30) -> None:
+        """End parts in order, SIGKILL after `grace` seconds; they stay down until `launch`."""
+        with self._hand:
+            self._down.update(names)
+        self._end([self.parts[name] for name in names], grace)
+
+    def power_cut(self) -> None:
+        """SIGKILL to every process at once. Then `start`, on the same `var`, as after the power came back.
+
+        Proves that what was answered was written, and that each part starts from files nobody closed: write-ahead log,
+        append-only file, stale pid files. Does not prove that it was synced: the kernel lives on with its page cache,
+        so that a missing fsync, a torn page or a rename that never reached the disk is not seen.
+        """
+        self._stopping = True
+        self._rest()
+        processes.kill([part.process.pid for part in self.parts.values()])
+        while left := processes.of_stack(self._id):
+            processes.send(left, signal.SIGKILL)
+            time.sleep(0.02)
+        for part in self.parts.values():
+            part.process.wait()
+        self._release()
+        self._stopping = False
+
+    def stop(self, grace: float = 8.0) -> None:
+        self._rest()
+        super().stop(grace)
+
+    def check(self) -> None:
+        if self._keeper is None:
+            super().check()
+
+    def _watch(self) -> None:
+        """From here on parts are started again, when they are to be."""
+        if self.restarting:
+            self._over.clear()
+            self._keeper = threading.Thread(target=self._keep, name="restarts", daemon=True)
+            self._keeper.start()
+
+    def _rest(self) -> None:
+        """No part is started again from here on."""
+        self._over.set()
+        if self._keeper:
+            self._keeper.join()
+        self._keeper = None
+
+    def _keep(self) -> None:
+        """What an engine of containers does: 0.1 s after its end a part starts again, later after each quick end."""
+        delays: dict[str, float] = {}
+        ended: dict[str, float] = {}
+        began: dict[str, float] = {}
+        while not self._over.wait(0.05):
+            with self._hand:
+                for name, part in list(self.parts.items()):
+                    code, now = part.process.poll(), time.monotonic()
+                    if name in self._down or code is None:
+                        continue
+                    if name not in ended:
+                        ended[name] = now
+                        quick = now - began.get(name, -SETTLED) < SETTLED
+                        delays[name] = min(2 * delays[name], LONGEST_DELAY) if quick else FIRST_DELAY
+                    if (after := now - ended[name]) >= delays[name]:
+                        processes.kill([part.process.pid], self._spared)
+                        self.launch(name)
+                        del ended[name]
+                        began[name] = now
+                        self.restarts.append(Restart(name, code, after))
 
     def remove(self) -> None:
         """Delete the server's files, which may lie outside `var`. The cluster is down."""

@@ -1,7 +1,4 @@
-"""A PostgreSQL server from the installed programs, on loopback, for a cluster of processes.
-
-Its disk writes are not awaited: it survives the end of any process, not a power cut.
-"""
+"""A PostgreSQL server from the installed programs, on loopback, for a cluster of processes."""
 
 from __future__ import annotations
 
@@ -70,13 +67,12 @@ def make(folder: Path, password: str) -> None:
 
 
 def command(folder: Path, port: int) -> list[str]:
-    """argv of the server: TCP on loopback only, no socket file."""
+    """argv of the server: TCP on loopback only, no socket file. A commit is on disk when it is answered."""
     options = {
         "listen_addresses": LOOPBACK,
         "port": port,
         "unix_socket_directories": "",
         "password_encryption": "scram-sha-256",
-        "fsync": "off",
     }
     settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     return [str(programs() / "postgres"), "-D", str(folder / "data"), *settings]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 import psutil
 
@@ -21,6 +23,39 @@ def of_stack(stack_id: str) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def session(process: psutil.Process) -> int:
+    """The id of a process's session; -1 when it is gone."""
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return -1
+
+
+def under(pid: int) -> list[psutil.Process]:
+    """A process and all under it, by parent and by session: also those whose parent ended before."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid == pid or session(process) == pid:
+                found[process.pid] = process
+                found |= {child.pid: child for child in process.children(recursive=True)}
+    return list(found.values())
+
+
+def kill(pids: Collection[int], sparing: Collection[int] = ()) -> None:
+    """SIGKILL to processes and all under them but those of `sparing`; returns when none of them runs."""
+    while left := [p for pid in pids for p in under(pid) if p.pid not in sparing and _runs(p)]:
+        send(left, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def send(processes: Iterable[psutil.Process], number: int) -> None:

@@ -108,6 +108,7 @@ class Stack:
         self.environment = environment(self.layout)
         self.parts: dict[str, Part] = {}
         self._steps: dict[str, Part] = {}
+        self._down: set[str] = set()
         self._id = ""
         self._guard: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -297,11 +298,11 @@ class Stack:
         return None if listens(self.layout.ports["logs"]) else LOG_SERVER
 
     def check(self) -> None:
-        """Raises StackFell when a part has ended."""
+        """Raises StackFell when a part has ended that was not meant to."""
         if self._stopping:
             return
-        for part in self.parts.values():
-            if (code := part.process.poll()) is not None:
+        for part in list(self.parts.values()):
+            if part.name not in self._down and (code := part.process.poll()) is not None:
                 raise StackFell(part.name, code, part.log)
 
     def serve(self) -> None:
@@ -329,17 +330,21 @@ class Stack:
                 for part in [*self.parts.values(), *self._steps.values()]:
                     part.process.wait()
                 self.layout.state_file.unlink(missing_ok=True)
-            if self._guard and self._guard.stdin:
-                try:
-                    self._guard.stdin.write(FAREWELL)
-                    self._guard.stdin.close()
-                except BrokenPipeError:
-                    pass
-                self._guard.wait(20)
-            if self._lock:
-                self._lock.close()
-            self.parts, self._steps, self._id, self._guard, self._lock = {}, {}, "", None, None
+            self._release()
             self._stopping = False
+
+    def _release(self) -> None:
+        """Let go of `var` and of the guard; no process is left."""
+        if self._guard and self._guard.stdin:
+            try:
+                self._guard.stdin.write(FAREWELL)
+                self._guard.stdin.close()
+            except BrokenPipeError:
+                pass
+            self._guard.wait(20)
+        if self._lock:
+            self._lock.close()
+        self.parts, self._steps, self._down, self._id, self._guard, self._lock = {}, {}, set(), "", None, None
 
     def _end(self, parts: list[Part], grace: float) -> None:
         """SIGTERM to each part, then to what is left of its session, which SIGKILL ends."""
@@ -353,7 +358,7 @@ class Stack:
             except subprocess.TimeoutExpired:
                 continue
         sessions = {part.process.pid for part in parts}
-        if left := [p for p in processes.of_stack(self._id) if _session(p) in sessions]:
+        if left := [p for p in processes.of_stack(self._id) if processes.session(p) in sessions]:
             processes.send(left, signal.SIGTERM)
             _, alive = psutil.wait_procs(left, timeout=2)
             processes.send(alive, signal.SIGKILL)
@@ -412,13 +417,6 @@ def listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
-
-
-def _session(process: psutil.Process) -> int:
-    try:
-        return os.getsid(process.pid)
-    except OSError:
-        return -1
 
 
 @contextmanager
