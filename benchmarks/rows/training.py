@@ -19,17 +19,19 @@ def _spec() -> Any:
     return spec.model_copy(update={"training": training})
 
 
-def engine(side: Side) -> dict[str, Any]:
-    """Read the staged rows, then all of `fit`: split, bins, trees, metrics with bounds, sketch, profile."""
+def _engine(side: Side, external: bool) -> dict[str, Any]:
+    """All of `fit` on the staged rows on local disk: split, bins, trees, metrics with bounds, sketch, profile."""
     import pandas as pd  # noqa: F401 (a warm worker has it)
-    import pyarrow.parquet as pq
     import xgboost  # noqa: F401
 
     from include.evergreen.drift import profile, sketch  # noqa: F401
     from include.evergreen.training import fit as module
+    from include.evergreen.training.rows import Stored
 
     spec, path = _spec(), data.rows(side.scale)
-    columns = [name for name in pq.read_schema(path).names if name != "probability"]
+    if external:
+        training = spec.training.model_copy(update={"memory_mb": 1})
+        spec = spec.model_copy(update={"training": training})
     boosted = 0.0
     inner = module._train
 
@@ -42,7 +44,7 @@ def engine(side: Side) -> dict[str, Any]:
 
     module._train = clocked
     with side.timed():
-        bundle = module.fit(spec, pq.read_table(path, columns=columns), data.after(side.scale))
+        bundle = module.fit(spec, Stored([path]), data.after(side.scale))
     return {
         "rows": sum(bundle.facts["rows"].values()),
         "fitted": bundle.facts["rows"]["train"],
@@ -52,6 +54,15 @@ def engine(side: Side) -> dict[str, Any]:
     }
 
 
+def engine(side: Side) -> dict[str, Any]:
+    return _engine(side, external=False)
+
+
+def external(side: Side) -> dict[str, Any]:
+    """The same with the bins on local disk."""
+    return _engine(side, external=True)
+
+
 def bare(side: Side) -> dict[str, Any]:
     """Read the same columns into pandas, one QuantileDMatrix, the same trees; no metrics but the loss."""
     import pandas as pd
@@ -59,12 +70,12 @@ def bare(side: Side) -> dict[str, Any]:
     import xgboost
     from sklearn.metrics import roc_auc_score
 
-    from include.evergreen.training.fit import _params
+    from include.evergreen.training.fit import params_of
 
     spec, path, after = _spec(), data.rows(side.scale), data.after(side.scale)
     holdout_from = after - dt.timedelta(days=spec.training.holdout_days)
     validation_from = holdout_from - dt.timedelta(days=spec.training.validation_days)
-    names, params = list(spec.features), _params(spec, None)
+    names, params = list(spec.features), params_of(spec, None)
     with side.timed():
         frame = pd.read_parquet(path, columns=["as_of", "label", *names])
         days = pd.to_datetime(frame.pop("as_of"))
@@ -85,4 +96,4 @@ def bare(side: Side) -> dict[str, Any]:
     return {"rows": len(frame), "fitted": int(train.sum()), "boost_seconds": boosted, "auc": float(auc)}
 
 
-SIDES = {"engine": engine, "bare": bare}
+SIDES = {"engine": engine, "external": external, "bare": bare}

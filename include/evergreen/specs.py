@@ -222,6 +222,8 @@ class Training(Spec):
     """How a challenger is made. Days count back from the as-of date: [train | validation | holdout] as-of.
 
     `trials` > 0 tunes the `search` ranges (low, high) of XGBoost parameters on the validation days.
+    `memory_mb`: training rows whose features take more (4 bytes a value) are built in windows of days, staged in parts,
+    and binned on local disk; part of the lineage.
     """
 
     window_days: Annotated[int, Field(ge=2)] = 365
@@ -233,6 +235,7 @@ class Training(Spec):
     early_stopping_rounds: int = 20
     seed: int = 20130101
     threads: int = 2
+    memory_mb: Annotated[int, Field(ge=1)] = 2048
     trials: Annotated[int, Field(ge=0)] = 0
     search: dict[str, tuple[float, float]] = Field(default_factory=dict)
     leak_check_dates: Annotated[int, Field(ge=1)] = 3
@@ -379,6 +382,7 @@ class ModelSpec(Spec):
     """One model: an entity, a label, features, and the rules of its life.
 
     `features.sql` reads the last `lookback_days` of the source's tables, and the `reference_tables` whole.
+    `compute: dask` trains and scores on a Dask cluster, whose address is the connection `evergreen_dask`.
     """
 
     name: Name
@@ -392,6 +396,7 @@ class ModelSpec(Spec):
     lookback_days: Annotated[int, Field(ge=0)] = 7
     reference_tables: tuple[Name, ...] = ()
     features: dict[Name, Feature] = Field(min_length=1)
+    compute: Literal["local", "dask"] = "local"
     training: Training = Training()
     gate: Gate = Gate()
     costs: Costs | None = None

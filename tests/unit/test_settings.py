@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from include.evergreen.distributed.cluster import connected
 from include.evergreen.errors import SettingsError
-from include.evergreen.settings import Settings, Timeouts
+from include.evergreen.settings import DaskSettings, Settings, Timeouts
 
 NEEDED = {
     "EVERGREEN_CATALOG_URI": "postgresql://lake:s3cret-catalog@db/catalog",
@@ -67,3 +68,35 @@ def test_every_client_is_bounded() -> None:
     assert Settings.from_env(NEEDED).timeouts == Timeouts()
     assert 0 < Timeouts().connect <= Timeouts().read < 60
     assert 1 <= Timeouts().tries <= 3
+
+
+# --- Dask ------------------------------------------------------------------------------------------------------------
+
+FILES = {
+    "EVERGREEN_DASK_CA_FILE": "/ca.pem",
+    "EVERGREEN_DASK_CERT_FILE": "/cert.pem",
+    "EVERGREEN_DASK_KEY_FILE": "/key.pem",
+}
+
+
+def test_a_dask_scheduler_is_only_there_where_it_is_named() -> None:
+    assert Settings.from_env({**NEEDED, "EVERGREEN_DASK_ADDRESS": ""}).dask is None
+    found = Settings.from_env({**NEEDED, "EVERGREEN_DASK_ADDRESS": "tcp://dask-scheduler:8786"}).dask
+    assert found == DaskSettings(address="tcp://dask-scheduler:8786")
+    encrypted = Settings.from_env({**NEEDED, **FILES, "EVERGREEN_DASK_ADDRESS": "tls://dask:8786"}).dask
+    assert encrypted is not None
+    assert (encrypted.ca_file, encrypted.cert_file, encrypted.key_file) == ("/ca.pem", "/cert.pem", "/key.pem")
+
+
+@pytest.mark.parametrize(
+    "address", ["dask:8786", "http://dask:8786", "tcp://dask", "tcp://user:pw@dask:8786", "tls://dask:8786"]
+)
+def test_another_address_than_a_schedulers_is_refused(address: str) -> None:
+    """The last one has no certificates."""
+    with pytest.raises(SettingsError, match="EVERGREEN_DASK_ADDRESS: address: expected tcp://host:port, or tls://"):
+        Settings.from_env({**NEEDED, "EVERGREEN_DASK_ADDRESS": address})
+
+
+def test_without_a_dask_scheduler_a_cluster_is_asked_for_by_name() -> None:
+    with pytest.raises(SettingsError, match="connection evergreen_dask"), connected(None):
+        pass

@@ -50,7 +50,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_the_projects_file_declares_what_the_engine_reads() -> None:
     file = read()
-    assert set(file.connections) == {"lake_s3", "catalog_db", "mart_db", "mlflow"}
+    assert set(file.connections) == {"lake_s3", "catalog_db", "mart_db", "mlflow", "evergreen_dask"}
     assert file.pools["training"]["slots"] == 1
     assert {"ingest", "scoring"} < set(file.pools)
 

@@ -134,6 +134,18 @@ def test_a_gate_asks_by_default_and_no_person_does(project: Project) -> None:
     assert (model.approval, model.approvers) == ("auto", ())
 
 
+def test_a_model_is_trained_here_unless_it_says_dask(project: Project) -> None:
+    model = specs.models(project.root)["late_order"]
+    assert (model.compute, model.training.memory_mb) == ("local", 2048)
+    project.change(project.model, put("compute", "dask"))
+    assert specs.models(project.root)["late_order"].compute == "dask"
+    project.change(project.model, put("compute", "spark"))
+    assert "compute: Input should be 'local' or 'dask'; found 'spark'" in project.error()
+    project.change(project.model, put("compute", "local"))
+    project.change(project.model, put("training.memory_mb", 0))
+    assert "training.memory_mb: Input should be greater than or equal to 1; found 0" in project.error()
+
+
 def test_costs_slices_and_a_person_can_be_asked_for(project: Project) -> None:
     project.change(project.model, put("costs", {"miss": 5, "false_alarm": 2, "unit": "EUR"}))
     project.change(project.model, put("gate", {"metric": "value", "slices": ["region"], "frozen": {"every_days": 7}}))

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 from include.evergreen.errors import SettingsError
 from include.evergreen.orchestration.settings_file import expand
 from include.evergreen.platform import Platform
-from include.evergreen.settings import ObjectStoreSettings, Settings
+from include.evergreen.settings import DaskSettings, ObjectStoreSettings, Settings
 
 LAKE, CATALOG, MART, REGISTRY = "lake_s3", "catalog_db", "mart_db", "mlflow"
+DASK = "evergreen_dask"
+"""Only models with `compute: dask` need it."""
 UI_URL = "evergreen_ui_url"
 HINT = "load airflow_settings.yaml"
 
@@ -28,7 +30,7 @@ class ConnectionLike(Protocol):
 
 
 def resolve(connections: Mapping[str, ConnectionLike], ui_url: str, environment: Mapping[str, str]) -> Settings:
-    """Settings from the four connections, with their placeholders expanded.
+    """Settings from the four connections, and Dask's where it is defined, with their placeholders expanded.
 
     Raises:
         SettingsError: names the connection and the field or variable that is missing.
@@ -49,6 +51,9 @@ def resolve(connections: Mapping[str, ConnectionLike], ui_url: str, environment:
         if not found:
             raise SettingsError(f"connection {name}: expected connection_string in its extra, found none: {HINT}")
         values[field] = expand(found, environment, f"connection {name}.connection_string")
+    if DASK in connections:
+        dask = expand(connections[DASK].extra_dejson, environment, f"connection {DASK}")
+        values["dask"] = DaskSettings.of(dask, f"connection {DASK}")
     return Settings(
         object_store=ObjectStoreSettings.model_validate({key: value for key, value in store.items() if value}),
         ui_url=expand(ui_url, environment, f"variable {UI_URL}"),
@@ -67,10 +72,12 @@ def settings() -> Settings:
     from airflow.sdk.log import mask_secret
 
     found: dict[str, ConnectionLike] = {}
-    for name in (LAKE, CATALOG, MART, REGISTRY):
+    for name in (LAKE, CATALOG, MART, REGISTRY, DASK):
         try:
             found[name] = Connection.get(name)
         except AirflowNotFoundException as error:
+            if name == DASK:
+                continue
             raise SettingsError(f"connection {name}: expected it to be defined, found none: {HINT}") from error
     resolved = resolve(found, Variable.get(UI_URL, default=Settings.model_fields["ui_url"].default), os.environ)
     if resolved.object_store.secret_key:

@@ -80,8 +80,12 @@ def pin(
     return found
 
 
-def rows(platform: Platform, spec: ModelSpec, holdout: dict[str, Any]) -> pa.Table:
-    """Labelled rows of the pinned days, from the pinned snapshots. Raises NotFound: a snapshot is gone."""
+def rows(platform: Platform, spec: ModelSpec, holdout: dict[str, Any], by_day: bool = False) -> pa.Table:
+    """Labelled rows of the pinned days, from the pinned snapshots. Raises NotFound: a snapshot is gone.
+
+    Args:
+        by_day: build each day alone, for days that are too much for memory together with those between them.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -90,10 +94,12 @@ def rows(platform: Platform, spec: ModelSpec, holdout: dict[str, Any]) -> pa.Tab
     days = [dt.date.fromisoformat(day) for day in holdout["days"]]
     snapshots = {table: int(snapshot) for table, snapshot in holdout["snapshots"].items()}
     cut = dt.date.fromisoformat(holdout["cut"])
-    since, until = min(days), max(days)
-    found = labelled(
-        features(platform.lake, spec, since, until, snapshots=snapshots),
-        labels(platform.lake, spec, since, until, cut=cut, snapshots=snapshots),
-        spec,
-    )
-    return found.filter(pc.is_in(found["as_of"], pa.array(days, pa.date32())))
+    found = []
+    for since, until in [(day, day) for day in sorted(days)] if by_day else [(min(days), max(days))]:
+        built = labelled(
+            features(platform.lake, spec, since, until, snapshots=snapshots),
+            labels(platform.lake, spec, since, until, cut=cut, snapshots=snapshots),
+            spec,
+        )
+        found.append(built.filter(pc.is_in(built["as_of"], pa.array(days, pa.date32()))))
+    return pa.concat_tables(found)

@@ -50,6 +50,7 @@ def predict(
 
     Raises:
         NotFound: no champion, version or table. NotEnoughData: no entity. OutputInvalid: see `contract.check`.
+        Unavailable, SettingsError: `compute: dask` without its cluster.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -65,11 +66,16 @@ def predict(
     if rows.num_rows == 0:
         table = f"{source.name}.{spec.entity.table}"
         raise NotEnoughData(f"{spec.name}, as of {as_of}: expected entities in {table}, found none")
-    predictions = pa.Table.from_batches(score_batches(bundle, rows.to_batches(), spec, number))
+    stage = f"staging/score/{spec.name}/{as_of}/{re.sub(r'[^A-Za-z0-9._-]', '_', run_id)}"
+    if spec.compute == "dask":
+        from include.evergreen.distributed.scoring import score
+
+        predictions = score(platform, bundle, rows, spec, number, stage)
+    else:
+        predictions = pa.Table.from_batches(score_batches(bundle, rows.to_batches(), spec, number))
     check(rows.num_rows, predictions, spec, bundle.threshold)
-    key = f"staging/score/{spec.name}/{as_of}/{re.sub(r'[^A-Za-z0-9._-]', '_', run_id)}.parquet"
     return {
-        "key": staging.put(platform, key, predictions),
+        "key": staging.put(platform, f"{stage}.parquet", predictions),
         "version": number,
         "threshold": bundle.threshold,
         "rows": predictions.num_rows,

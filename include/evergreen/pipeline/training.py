@@ -11,7 +11,7 @@ from typing import Any
 
 from include.evergreen.decisions import Decision
 from include.evergreen.errors import NotEnoughData, Refused
-from include.evergreen.pipeline import holdout, staging
+from include.evergreen.pipeline import holdout, staging, training_rows
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
 
@@ -28,11 +28,11 @@ def build(
     were read from.
 
     Returns:
-        {reason, rows_key, rows, rows_sha256, since, until, snapshots, frozen}; `frozen` is {rows_key, rows, days,
-        snapshots, cut, every_days}, or null without a holdout. Raises NotEnoughData.
+        {reason, rows_key, rows, rows_sha256, windows, since, until, snapshots, frozen}; `windows`: see
+        `training_rows.stage`; `frozen` is {rows_key, rows, days, snapshots, cut, every_days}, or null without a
+        holdout. Raises NotEnoughData.
     """
-    from include.evergreen.features.build import features, input_tables, labelled, labels
-    from include.evergreen.training.lineage import rows_digest
+    from include.evergreen.features.build import input_tables
 
     snapshots: dict[str, int] = {}
     for table in input_tables(spec):
@@ -42,28 +42,22 @@ def build(
         platform.lake.tag(table, snapshot, f"train-{key}")
         snapshots[table] = snapshot
     since, until = _window(spec, as_of, window_days)
-    rows = labelled(
-        features(platform.lake, spec, since, until, snapshots=snapshots),
-        labels(platform.lake, spec, since, until, cut=as_of, snapshots=snapshots),
-        spec,
-    )
-    if rows.num_rows < spec.training.min_rows:
+    stage = f"staging/train/{spec.name}/{key}"
+    windows = training_rows.windows(platform, spec, since, until)
+    staged = training_rows.stage(platform, spec, as_of, snapshots, stage, windows)
+    if staged["rows"] < spec.training.min_rows:
         raise NotEnoughData(
             f"{spec.name} as of {as_of}: expected at least {spec.training.min_rows} labelled rows "
-            f"from {since} to {until}, found {rows.num_rows}"
+            f"from {since} to {until}, found {staged['rows']}"
         )
-    stage = f"staging/train/{spec.name}/{key}"
-    rows_key = staging.put(platform, f"{stage}/rows.parquet", rows)
     _, champion = _champion(platform, spec)
     frozen = holdout.pin(platform, spec, as_of, key, snapshots, since, champion)
     if frozen is not None:
-        kept = holdout.rows(platform, spec, frozen)
+        kept = holdout.rows(platform, spec, frozen, by_day=len(windows) > 1)
         frozen |= {"rows_key": staging.put(platform, f"{stage}/frozen.parquet", kept), "rows": kept.num_rows}
     return {
         "reason": reason,
-        "rows_key": rows_key,
-        "rows": rows.num_rows,
-        "rows_sha256": rows_digest(rows),
+        **staged,
         "frozen": frozen,
         "since": since.isoformat(),
         "until": until.isoformat(),
@@ -100,12 +94,12 @@ def fit(
 ) -> dict[str, Any]:
     """Train the challenger and stage its bundle.
 
-    Returns {prefix, sha256, bundle_sha256, overrides, metrics, trees}. Raises NotEnoughData.
+    Returns {prefix, sha256, bundle_sha256, overrides, metrics, trees}. Raises NotEnoughData; with `compute: dask`
+    Unavailable, SettingsError.
     """
-    from include.evergreen.training.fit import fit as train
-
-    bundle = train(spec, staging.get(platform, built["rows_key"]), as_of, overrides)
-    prefix = f"staging/train/{spec.name}/{key}/bundle"
+    stage = f"staging/train/{spec.name}/{key}"
+    bundle = training_rows.fit(platform, spec, built["rows_key"], as_of, overrides, stage)
+    prefix = f"{stage}/bundle"
     files = bundle.files()
     for name, data in files.items():
         platform.objects.put(f"{prefix}/{name}", data)
@@ -148,9 +142,10 @@ def decide(
     number, champion = _champion(platform, spec)
     challenger = _bundle(platform, fitted)
     frozen = built["frozen"]
+    rows, train = training_rows.compared(platform, spec, built["rows_key"], trained_until(challenger))
     facts = evaluate(
         spec,
-        staging.get(platform, built["rows_key"]),
+        rows,
         challenger,
         champion,
         number,
@@ -158,6 +153,7 @@ def decide(
         staging.get(platform, frozen["rows_key"]) if frozen else None,
         frozen,
         _broken(platform, spec, trained_until(challenger), as_of),
+        train,
     )
     decision: Decision = gate(facts, spec.gate)
     recorded = platform.mart.append_decision(
@@ -233,6 +229,8 @@ def register(
             "until": built["until"],
             "snapshots": built["snapshots"],
             "rows_sha256": built["rows_sha256"],
+            "windows": built["windows"],
+            "compute": bundle.facts["compute"],
             "overrides": fitted["overrides"],
             "frozen": built["frozen"],
             "spec_sha256": spec.hash,
@@ -266,7 +264,8 @@ def _attach_card(
 
     from include.evergreen.promotion.card import card, page, shap_importance
 
-    shap = shap_importance(bundle, staging.get(platform, built["rows_key"]))
+    with training_rows.local(platform, built["rows_key"]) as rows:
+        shap = shap_importance(bundle, rows)
     found = card(spec, version, bundle, decided, lineage, shap)
     content = json.dumps(found, indent=1, sort_keys=True).encode()
     platform.registry.attach(spec.name, version, "card.json", content, "application/json")

@@ -18,7 +18,7 @@ from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import ModelBundle
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from include.evergreen.training.rows import Rows
 
 HOLDOUTS = {
     "fresh": "the newest days: the challenger must gain",
@@ -34,7 +34,7 @@ SHOWN_SLICES, SHOWN_BARS = 30, 15
 # --- the facts -------------------------------------------------------------------------------------------------------
 
 
-def shap_importance(bundle: ModelBundle, rows: pa.Table, most: int = 2000) -> dict[str, float]:
+def shap_importance(bundle: ModelBundle, rows: Rows, most: int = 2000) -> dict[str, float]:
     """Mean absolute SHAP value per feature in log-odds, largest first, over at most `most` evenly taken rows.
 
     Empty without rows.

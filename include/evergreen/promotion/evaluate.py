@@ -200,6 +200,7 @@ def evaluate(
     frozen: pa.Table | None = None,
     frozen_from: Mapping[str, Any] | None = None,
     obstacles: Sequence[str] = (),
+    train: pa.Table | None = None,
 ) -> Evaluation:
     """The facts of the gate.
 
@@ -207,6 +208,8 @@ def evaluate(
         rows: the labelled rows the challenger was made from, up to the newest matured day.
         frozen: labelled rows of the frozen days; None without any.
         obstacles: why a fair comparison is impossible, known before measuring.
+        train: labelled rows the challenger has seen, where `rows` holds only later ones: `as_of`, `label` and the
+            baseline's feature.
     """
     unfair = list(obstacles)
     known = set(rows.column_names)
@@ -218,7 +221,8 @@ def evaluate(
     newest = max(map(trained_until, compared))
     fresh = rows.filter(pc.greater(rows["as_of"], pa.scalar(newest, pa.date32())))
     until = trained_until(challenger)
-    train = rows.filter(pc.less_equal(rows["as_of"], pa.scalar(until, pa.date32())))
+    train = rows if train is None else train
+    train = train.filter(pc.less_equal(train["as_of"], pa.scalar(until, pa.date32())))
     train = train.filter(pc.invert(on_frozen_days(train, spec.gate.frozen, until + dt.timedelta(days=1))))
     everything = fresh
     if frozen is not None:

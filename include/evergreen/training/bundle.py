@@ -107,7 +107,7 @@ class ModelBundle:
         )
 
     @cached_property
-    def _booster(self) -> xgboost.Booster:
+    def loaded(self) -> xgboost.Booster:
         import xgboost
 
         return xgboost.Booster(model_file=bytearray(self.booster))
@@ -145,6 +145,22 @@ class ModelBundle:
             raise DataError(f"features of {self.model}: {name}: expected finite numbers or nulls, found infinity")
         return found
 
+    def frame(self, codes: np.ndarray) -> Any:
+        """`matrix` of the same rows, from their `codes`."""
+        import numpy as np
+        import pandas as pd
+
+        columns: dict[str, Any] = {}
+        for at, name in enumerate(self.features):
+            values = codes[:, at]
+            if name in self.categories:
+                code = np.where(np.isnan(values), -1, values).astype("int32")
+                known = pd.CategoricalDtype(list(self.categories[name]))
+                columns[name] = pd.Categorical.from_codes(code, dtype=known)
+            else:
+                columns[name] = values
+        return pd.DataFrame(columns, copy=False)
+
     def predict(self, features: pa.Table) -> np.ndarray:
         """P(label) per row, shape (rows,), float32. Raises DataError: see `codes`."""
         import numpy as np
@@ -152,7 +168,7 @@ class ModelBundle:
         found = np.empty(features.num_rows, dtype="float32")
         for start in range(0, features.num_rows, BATCH_ROWS):
             batch = self.codes(features.slice(start, BATCH_ROWS))
-            found[start : start + BATCH_ROWS] = self._booster.inplace_predict(batch, validate_features=False)
+            found[start : start + BATCH_ROWS] = self.loaded.inplace_predict(batch, validate_features=False)
         return found
 
     def contributions(self, features: pa.Table) -> np.ndarray:
@@ -160,5 +176,5 @@ class ModelBundle:
         import xgboost
 
         data = xgboost.DMatrix(self.matrix(features), enable_categorical=True)
-        found: np.ndarray = self._booster.predict(data, pred_contribs=True)
+        found: np.ndarray = self.loaded.predict(data, pred_contribs=True)
         return found
