@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 DATA = ROOT / "data"
 MODEL = "flight_delay"
+FLIGHTS = 336_776
 FIRST, LAST = dt.date(2013, 1, 9), dt.date(2013, 12, 30)
 YEAR = 371
 """Days between a flight and its copy: whole weeks, and more than a year, so that no key comes twice."""
 DAY = dt.date(2013, 12, 31)
 """The one partition of the large delivery."""
+HISTORY, TRAINED = dt.date(2013, 6, 23), dt.date(2013, 6, 1)
 
 
 @cache
@@ -173,6 +175,44 @@ def lake_of(scale: int) -> Path:
     return folder
 
 
+def landed() -> Path:
+    """A folder whose platform has the files of 2013 in its landing bucket, and nothing else."""
+    from benchmarks.side import Side
+    from include.sources.nyc_flights.publish import publish
+
+    folder = DATA / "landed"
+    if not folder.exists():
+        part = _part(folder)
+        with Side(1, part).platform() as platform:
+            publish(platform.landing, dt.date(2013, 1, 1), DAY)
+            platform.registry.versions(MODEL)  # makes MLflow's tables
+        part.rename(folder)
+    return folder
+
+
+def champion() -> Path:
+    """`landed`, with the history until `HISTORY` taken in and a champion trained as of `TRAINED`."""
+    from benchmarks import steps
+    from benchmarks.side import Side
+
+    folder = DATA / "champion"
+    if not folder.exists():
+        part = _part(folder)
+        shutil.copytree(landed(), part, dirs_exist_ok=True)
+        with Side(1, part).platform() as platform:
+            steps.ingest(platform, HISTORY, dt.date(2013, 1, 1))
+            steps.train(platform, TRAINED)
+        part.rename(folder)
+    return folder
+
+
+def _part(folder: Path) -> Path:
+    part = folder.with_name(f".{folder.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    return part
+
+
 def trusted() -> Path:
     """A folder whose platform holds the trusted tables of 2013, a partition a day, as daily ingest leaves them."""
     import pyarrow.compute as pc
@@ -181,9 +221,7 @@ def trusted() -> Path:
 
     folder = DATA / "trusted"
     if not folder.exists():
-        part = DATA / ".trusted"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        part = _part(folder)
         with Side(1, part).platform() as platform:
             for name, table in history().tables.items():
                 platform.lake.write(name, table, pc.unique(table["partition_date"]).to_pylist())

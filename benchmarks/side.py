@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -33,11 +33,15 @@ def peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def busy() -> tuple[float, float]:
-    """Seconds that all cores were busy so far, and those for this process."""
+def busy() -> float:
+    """Seconds that all cores were busy so far."""
     ticks = [int(value) for value in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
-    mine = os.times()
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def own() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 class Side:
@@ -48,18 +52,21 @@ class Side:
         self.seconds = self.peak_mib = self.processor = self.others = 0.0
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Time the body; its peak memory counts what is loaded before it. `others`: cores that others kept busy."""
+    def timed(self, spent: Callable[[], float] = own) -> Iterator[None]:
+        """Time the body; its peak memory counts what is loaded before it. `others`: cores that others kept busy.
+
+        Args:
+            spent: processor seconds of the side so far.
+        """
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        whole, mine = busy()
+        whole, mine = busy(), spent()
         start = time.perf_counter()
         yield
         self.seconds = time.perf_counter() - start
         self.peak_mib = peak_mib()
-        whole_now, mine_now = busy()
-        self.processor = mine_now - mine
-        self.others = max((whole_now - whole - self.processor) / self.seconds, 0.0)
+        self.processor = spent() - mine
+        self.others = max((busy() - whole - self.processor) / self.seconds, 0.0)
 
     @contextmanager
     def platform(self, root: Path | None = None) -> Iterator[Platform]:

@@ -27,7 +27,11 @@ from include.evergreen.orchestration import assets, defaults, notify, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
 from include.evergreen.pipeline import approval as steps
-from include.evergreen.specs import ModelSpec, models
+from include.evergreen.specs import ModelSpec
+
+FORM = defaults.form(
+    version=Param(None, type=["null", "integer"], minimum=1, description="Candidate; asked of every run by hand")
+)
 
 
 class Approval(ApprovalOperator):
@@ -67,11 +71,6 @@ def approve(model: ModelSpec) -> DAG:
         default_args=defaults.default_args(model.owner),
         **defaults.watched("approve"),
         tags=["train", model.name],
-        params={
-            "version": Param(
-                None, type=["null", "integer"], minimum=1, description="Candidate; asked of every run by hand"
-            )
-        },
     ) as dag:
         request = link(prepare(), "Model card", f"/cards/{model.name}/{{version}}")
         answer = Approval(
@@ -85,9 +84,9 @@ def approve(model: ModelSpec) -> DAG:
         request >> answer
         conclude(request, answer.output)  # type: ignore[arg-type]
 
-    return dag
+    return defaults.finish(dag, FORM)
 
 
-for _model in models().values():
-    if _model.approval == "human" and runs.wanted(f"approve__{_model.name}"):
+for _model, _ in runs.models("approve"):
+    if _model.approval == "human":
         globals()[f"approve__{_model.name}"] = approve(_model)

@@ -29,7 +29,14 @@ from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
 from include.evergreen.orchestration.sensors import DeliverySensor
 from include.evergreen.pipeline import ingest as steps
-from include.evergreen.specs import SourceSpec, sources
+from include.evergreen.specs import SourceSpec
+
+FORM = defaults.form(
+    as_of=defaults.AS_OF,
+    history_from=Param(
+        None, type=["null", "string"], format="date", description="Load every date from this one in bulk"
+    ),
+)
 
 
 def ingest(source: SourceSpec) -> DAG:
@@ -83,18 +90,11 @@ def ingest(source: SourceSpec) -> DAG:
         default_args=defaults.default_args(source.owner, defaults.POOL_INGEST),
         **defaults.watched("ingest", source.wait.timeout_minutes),
         tags=["ingest", source.name],
-        params={
-            "as_of": defaults.as_of_param(),
-            "history_from": Param(
-                None, type=["null", "string"], format="date", description="Load every date from this one in bulk"
-            ),
-        },
     ) as dag:
         table.expand(table=list(source.tables)) >> complete()
 
-    return dag
+    return defaults.finish(dag, FORM)
 
 
-for _source in sources().values():
-    if runs.wanted(f"ingest__{_source.name}"):
-        globals()[f"ingest__{_source.name}"] = ingest(_source)
+for _source in runs.sources("ingest"):
+    globals()[f"ingest__{_source.name}"] = ingest(_source)

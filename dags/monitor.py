@@ -29,7 +29,9 @@ from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
 from include.evergreen.pipeline import monitoring as steps
 from include.evergreen.pipeline import retraining
-from include.evergreen.specs import ModelSpec, SourceSpec, models, sources
+from include.evergreen.specs import ModelSpec, SourceSpec
+
+FORM = defaults.form(as_of=defaults.AS_OF)
 
 
 def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
@@ -64,14 +66,12 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
         default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
         **defaults.watched("monitor"),
         tags=["monitor", model.name],
-        params={"as_of": defaults.as_of_param()},
     ) as dag:
         facts = link(measure(), "Drift report", f"/reports/{model.name}/{{as_of}}")
         ask_retrain(conclude(facts))  # type: ignore[arg-type]
 
-    return dag
+    return defaults.finish(dag, FORM)
 
 
-for _model in models().values():
-    if runs.wanted(f"monitor__{_model.name}"):
-        globals()[f"monitor__{_model.name}"] = monitor(_model, sources()[_model.source])
+for _model, _source in runs.models("monitor"):
+    globals()[f"monitor__{_model.name}"] = monitor(_model, _source)

@@ -23,9 +23,9 @@ from airflow.sdk import DAG, Param, task
 from include.evergreen.orchestration import defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.pipeline import rebuild as steps
-from include.evergreen.specs import models
+from include.evergreen.specs import names
 
-MODELS = sorted(models())
+MODELS = names("model")
 
 
 @task(multiple_outputs=False)

@@ -24,9 +24,9 @@ from airflow.sdk import DAG, Param, task
 from include.evergreen.orchestration import defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.pipeline import ingest as steps
-from include.evergreen.specs import sources
+from include.evergreen.specs import source, survey_sources
 
-TABLES = sorted(f"{source.name}.{table}" for source in sources().values() for table in source.tables)
+TABLES = sorted(f"{spec.name}.{table}" for spec in survey_sources()[0].values() for table in spec.tables)
 
 
 @task(multiple_outputs=False)
@@ -34,8 +34,8 @@ def replay() -> dict[str, Any]:
     params = runs.params()
     name, table = params["table"].split(".")
     since, until = (dt.date.fromisoformat(params[bound]) for bound in ("since", "until"))
-    source = sources()[name]
-    return steps.replay_quarantine(platform(), source, source.tables[table], since, until, runs.run_key(), runs.actor())
+    spec = source(name)
+    return steps.replay_quarantine(platform(), spec, spec.tables[table], since, until, runs.run_key(), runs.actor())
 
 
 with DAG(

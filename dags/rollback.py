@@ -25,14 +25,14 @@ from airflow.sdk import DAG, Param, task
 from include.evergreen.orchestration import defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.pipeline import rollback as steps
-from include.evergreen.specs import ModelSpec, models, sources
+from include.evergreen.specs import ModelSpec, model, names, source
 
-MODELS = sorted(models())
+MODELS = names("model")
 
 
 def chosen() -> ModelSpec:
     """The model of this run."""
-    return models()[runs.params()["model"]]
+    return model(runs.params()["model"])
 
 
 @task(multiple_outputs=False)
@@ -50,8 +50,8 @@ def withdraw(planned: dict[str, Any]) -> list[str]:
 
 @task(multiple_outputs=False)
 def rescore(planned: dict[str, Any], as_of: str) -> dict[str, Any]:
-    model, day = chosen(), dt.date.fromisoformat(as_of)
-    return steps.rescore(platform(), model, sources()[model.source], day, planned["version"], runs.run_key())
+    spec, day = chosen(), dt.date.fromisoformat(as_of)
+    return steps.rescore(platform(), spec, source(spec.source), day, planned["version"], runs.run_key())
 
 
 @task(multiple_outputs=False, trigger_rule="none_failed")

@@ -25,7 +25,9 @@ from airflow.sdk.exceptions import AirflowSkipException
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.pipeline import scoring as steps
-from include.evergreen.specs import ModelSpec, SourceSpec, models, sources
+from include.evergreen.specs import ModelSpec, SourceSpec
+
+FORM = defaults.form(as_of=defaults.AS_OF)
 
 
 def score(model: ModelSpec, source: SourceSpec) -> DAG:
@@ -55,13 +57,11 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
         default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
         **defaults.watched("score"),
         tags=["score", model.name],
-        params={"as_of": defaults.as_of_param()},
     ) as dag:
         publish(predict())  # type: ignore[arg-type]
 
-    return dag
+    return defaults.finish(dag, FORM)
 
 
-for _model in models().values():
-    if runs.wanted(f"score__{_model.name}"):
-        globals()[f"score__{_model.name}"] = score(_model, sources()[_model.source])
+for _model, _source in runs.models("score"):
+    globals()[f"score__{_model.name}"] = score(_model, _source)

@@ -28,7 +28,15 @@ from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
 from include.evergreen.pipeline import retraining
 from include.evergreen.pipeline import training as steps
-from include.evergreen.specs import ModelSpec, models
+from include.evergreen.specs import ModelSpec
+
+FORM = defaults.form(
+    reason=Param(None, type=["null", "string"], minLength=3, description="Why train now; asked of every run by hand"),
+    as_of=Param(None, type=["null", "string"], format="date", description="Train on what was known at this midnight"),
+    window_days=Param(None, type=["null", "integer"], minimum=2, description="Days of history; empty = the spec's"),
+    hyper_parameters=Param({}, type=["object", "null"], description="XGBoost parameters that replace the spec's"),
+)
+FORM_REQUEST = defaults.form(as_of=defaults.AS_OF)
 
 
 def train(model: ModelSpec) -> DAG:
@@ -86,20 +94,6 @@ def train(model: ModelSpec) -> DAG:
         default_args=defaults.default_args(model.owner, defaults.POOL_TRAINING, timeout_minutes=180),
         **defaults.watched("train"),
         tags=["train", model.name],
-        params={
-            "reason": Param(
-                None, type=["null", "string"], minLength=3, description="Why train now; asked of every run by hand"
-            ),
-            "as_of": Param(
-                None, type=["null", "string"], format="date", description="Train on what was known at this midnight"
-            ),
-            "window_days": Param(
-                None, type=["null", "integer"], minimum=2, description="Days of history; empty = the spec's"
-            ),
-            "hyper_parameters": Param(
-                {}, type=["object", "null"], description="XGBoost parameters that replace the spec's"
-            ),
-        },
     ) as dag:
         built = build()
         leaks = check_leaks(built)  # type: ignore[arg-type]
@@ -109,7 +103,7 @@ def train(model: ModelSpec) -> DAG:
         conclude = ask_approval if model.approval == "human" else promote
         conclude(registered, decided)  # type: ignore[arg-type]
 
-    return dag
+    return defaults.finish(dag, FORM)
 
 
 def request(model: ModelSpec) -> DAG:
@@ -134,14 +128,13 @@ def request(model: ModelSpec) -> DAG:
         default_args=defaults.default_args(model.owner),
         **defaults.watched("request"),
         tags=["train", model.name],
-        params={"as_of": defaults.as_of_param()},
     ) as dag:
         ask()
 
-    return dag
+    return defaults.finish(dag, FORM_REQUEST)
 
 
-for _model in models().values():
+for _model, _ in runs.models("train", "request"):
     if runs.wanted(f"train__{_model.name}"):
         globals()[f"train__{_model.name}"] = train(_model)
     if _model.training.schedule and runs.wanted(f"request__{_model.name}"):

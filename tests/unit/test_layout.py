@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,17 @@ def test_defaults_lie_in_the_project() -> None:
 def test_each_port_has_its_variable(tmp_path: Path) -> None:
     changed = {variable: str(20000 + i) for i, (variable, _) in enumerate(PORTS.values())}
     assert sorted(Layout.from_env(changed).ports.values()) == sorted(int(port) for port in changed.values())
+
+
+@pytest.mark.parametrize(("models", "seconds"), [(0, 60), (60, 60), (61, 61), (300, 300)])
+def test_many_models_are_looked_at_less_often(layout: Layout, tmp_path: Path, models: int, seconds: int) -> None:
+    for number in range(models):
+        path = tmp_path / f"include/models/model_{number}/model.yaml"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    found = environment(replace(layout, project=tmp_path))
+    assert found["AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"] == str(seconds)
+    assert int(found["AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD"]) > seconds, "no DAG is stale between two looks"
 
 
 @pytest.mark.parametrize("value", ["0", "65536", "http", "-1", "80 80"])

@@ -303,6 +303,80 @@ def test_one_table_has_one_source(project: Project) -> None:
     assert set(specs.models(project.root)) == {"late_order"}
 
 
+def second_model(project: Project) -> Path:
+    """Another model on the same source."""
+    path = project.model.parents[1] / "other_order/model.yaml"
+    project.write(path, {**MODEL, "name": "other_order"})
+    path.with_name("features.sql").write_text(examples.SQL, encoding="utf-8")
+    return path
+
+
+def test_a_wrong_model_takes_no_other_down(project: Project) -> None:
+    path = second_model(project)
+    project.change(path, put("gate.confidence", 2))
+    found = specs.survey(project.root)
+    assert (list(found.models), list(found.sources)) == (["late_order"], ["shop"])
+    (error,) = map(str, found.wrong)
+    assert [part for part in (str(path), "gate.confidence", "found 2") if part not in error] == []
+    assert specs.model("late_order", project.root).name == "late_order"
+    with pytest.raises(SpecError, match=r"other_order/model.yaml(?s:.*)gate.confidence"):
+        specs.model("other_order", project.root)
+    with pytest.raises(SpecError, match=r"gate\.confidence"):
+        specs.models(project.root)
+
+
+def test_a_wrong_source_takes_its_models_with_it(project: Project) -> None:
+    zoo = project.source.parents[1] / "zoo/source.yaml"
+    project.write(zoo, {**SOURCE, "name": "zoo", "tables": {"animals": SOURCE["tables"]["orders"]}})
+    project.change(project.source, put("tables.orders.max_bad_share", 7))
+    found = specs.survey(project.root)
+    assert (list(found.sources), list(found.models)) == (["zoo"], [])
+    assert [str(error).split(": ")[:2] for error in found.wrong] == [
+        [str(project.source), "1 field(s) are wrong\n  tables.orders.max_bad_share"],
+        [str(project.model), "source"],
+    ]
+    with pytest.raises(SpecError, match="max_bad_share"):
+        specs.model("late_order", project.root)
+
+
+def test_sources_that_share_a_table_are_both_wrong(project: Project) -> None:
+    """Which of them shall own the rows is not for a sort order to say."""
+    project.write(project.source.parents[1] / "zoo/source.yaml", {**SOURCE, "name": "zoo"})
+    found, wrong = specs.survey_sources(project.root)
+    assert found == {}
+    assert {error.args[0].split("tables.")[0] for error in wrong} == {
+        f"{project.root}/include/sources/{name}/source.yaml: " for name in ("shop", "zoo")
+    }
+
+
+def test_one_model_is_read_without_the_others(project: Project) -> None:
+    second_model(project).write_text(": not YAML :", encoding="utf-8")
+    assert specs.names("model", project.root) == ["late_order", "other_order"]
+    assert specs.model("late_order", project.root) == specs.survey(project.root).models["late_order"]
+    assert specs.source("shop", project.root).name == "shop"
+
+
+@pytest.mark.parametrize("name", ["nobody", "../late_order", "", "late_order/../late_order", "Late"])
+def test_a_name_that_is_no_spec_is_refused(project: Project, name: str) -> None:
+    with pytest.raises(SpecError, match=r"expected one of the models \['late_order'\], found "):
+        specs.model(name, project.root)
+
+
+def test_a_spec_is_made_once_and_again_when_a_file_of_it_changes(project: Project) -> None:
+    first = specs.model("late_order", project.root)
+    assert specs.models(project.root)["late_order"] is first
+    project.sql.write_text(examples.SQL + "-- changed\n", encoding="utf-8")
+    assert specs.model("late_order", project.root).sql.endswith("-- changed\n")
+    project.sql.write_text(examples.SQL, encoding="utf-8")
+    assert specs.model("late_order", project.root) == first
+    project.change(project.model, put("owner", "another"))
+    assert specs.model("late_order", project.root).owner == "another"
+    project.model.with_name("thresholds.yaml").write_text("calibration: 1\n", encoding="utf-8")
+    with pytest.raises(SpecError, match="expected calibration and thresholds"):
+        specs.model("late_order", project.root)
+    assert specs.model("late_order", project.root, calibrated=False).owner == "another"
+
+
 def test_a_spec_cannot_be_changed(project: Project) -> None:
     model = specs.models(project.root)["late_order"]
     with pytest.raises(ValidationError, match="frozen"):

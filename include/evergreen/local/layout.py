@@ -219,6 +219,11 @@ def write_private(path: Path, text: str, keep: bool = False) -> None:
         part.unlink(missing_ok=True)
 
 
+def parse_interval(project: Path) -> int:
+    """Seconds between two looks at the specs: a minute, and a second more for every model above 60 (docs/adr/0022)."""
+    return max(60, sum(1 for _ in project.glob("include/models/*/model.yaml")))
+
+
 def _sqlite(path: Path) -> str:
     return f"sqlite:///{path}"
 
@@ -227,6 +232,7 @@ def environment(layout: Layout, base: Mapping[str, str] | None = None) -> dict[s
     """Every variable the parts need on top of `base` (default: this process): Airflow, Evergreen, libraries."""
     base = os.environ if base is None else base
     secrets = layout.secrets
+    interval = parse_interval(layout.project)
     airflow = {
         "CORE__DAGS_FOLDER": layout.dags,
         "CORE__PLUGINS_FOLDER": layout.project / "plugins",
@@ -265,8 +271,11 @@ def environment(layout: Layout, base: Mapping[str, str] | None = None) -> dict[s
         "WORKERS__MIN_HEARTBEAT_INTERVAL": 1,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 5,
         "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": 5,
-        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 60,
-        "DAG_PROCESSOR__STALE_DAG_THRESHOLD": 120,
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": interval,
+        "DAG_PROCESSOR__STALE_DAG_THRESHOLD": 2 * interval,
+        # One file holds a DAG of every model; on a busy machine hundreds take longer than Airflow's 30 and 50 seconds.
+        "CORE__DAGBAG_IMPORT_TIMEOUT": 120,
+        "DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": 180,
         "LOGGING__BASE_LOG_FOLDER": layout.logs / "airflow",
         "LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": layout.logs / "airflow" / "dag_processor",
         "LOGGING__COLORED_CONSOLE_LOG": False,

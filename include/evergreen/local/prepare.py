@@ -36,17 +36,20 @@ def mlflow(uri: str | None = None) -> None:
 
 def mart(uri: str | None = None) -> None:
     """Create or upgrade the mart: common tables, every model's tables and views, who may read them."""
-    from include.evergreen.mart.dictionary import pairs
     from include.evergreen.mart.store import Mart
+    from include.evergreen.specs import survey
 
     made = Mart(uri or Settings.from_env().mart_uri.get_secret_value())
     made.create()
-    try:
-        for spec, source in pairs():
+    specs = survey()
+    wrong: list[EvergreenError] = [*specs.wrong]  # they show in the UI too; the other models go on
+    for spec, source in specs.pairs:
+        try:
             made.ensure_model(spec, source)
-    except EvergreenError as error:
-        # a wrong spec shows in the UI too; the other models go on
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        except EvergreenError as error:
+            wrong.append(error)
+    for one in wrong:
+        print(f"{type(one).__name__}: {one}", file=sys.stderr)
     if not made.is_sqlite:
         with suppress(NotFound):
             made.grant_read()

@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from airflow.sdk import get_current_context, get_parsing_context
 
 from include.evergreen.errors import Refused
 from include.evergreen.orchestration.assets import date_of
+from include.evergreen.specs import ModelSpec, SourceSpec, model, source, survey, survey_sources
 
 
 def wanted(dag_id: str) -> bool:
     """False when this file is parsed for one task of another DAG: a factory can skip the rest."""
     only = get_parsing_context().dag_id
     return only is None or only == dag_id
+
+
+def models(*verbs: str) -> Iterator[tuple[ModelSpec, SourceSpec]]:
+    """The models that this parse makes DAGs `<verb>__<model>` of, with their sources.
+
+    That is one in the process of a task, and no other spec is read; else every sound one: `dags/specs.py` tells of the
+    others. Raises SpecError: the one is wrong.
+    """
+    only = get_parsing_context().dag_id
+    verb, _, name = (only or "").partition("__")
+    if only is None:
+        with _uncollected():
+            yield from survey().pairs
+    elif verb in verbs:
+        spec = model(name)
+        yield spec, source(spec.source)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected while DAGs are made: they all live; looking takes a fifth of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def sources(verb: str) -> list[SourceSpec]:
+    """The sources that this parse makes DAGs `<verb>__<source>` of, as `models` does. Raises SpecError."""
+    only = get_parsing_context().dag_id
+    if only is None:
+        return list(survey_sources()[0].values())
+    of, _, name = only.partition("__")
+    return [source(name)] if of == verb else []
 
 
 def as_of() -> dt.date:

@@ -21,9 +21,9 @@ GRACE = dt.timedelta(minutes=10)
 def _arrived(source: str, table: str, dates: list[str]) -> bool:
     from include.evergreen.orchestration.connections import platform
     from include.evergreen.pipeline.ingest import arrived
-    from include.evergreen.specs import sources
+    from include.evergreen.specs import source as spec_of
 
-    return arrived(platform(), sources()[source].tables[table], [dt.date.fromisoformat(day) for day in dates])
+    return arrived(platform(), spec_of(source).tables[table], [dt.date.fromisoformat(day) for day in dates])
 
 
 class DeliveryTrigger(BaseTrigger):
@@ -84,9 +84,9 @@ class DeliverySensor(BaseSensorOperator):
         from include.evergreen.orchestration.connections import platform
         from include.evergreen.orchestration.runs import as_of, params
         from include.evergreen.pipeline.ingest import due
-        from include.evergreen.specs import sources
+        from include.evergreen.specs import source
 
-        spec = sources()[self.source]
+        spec = source(self.source)
         since = params().get("history_from")
         dates = due(
             platform(),
