@@ -1,5 +1,6 @@
 # One image for every part of the many-machine deployment: Airflow's parts, the workers, the MLflow server.
-FROM python:3.11.15-slim-bookworm
+ARG BASE=python:3.11.15-slim-bookworm
+FROM ${BASE}
 
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -16,8 +17,15 @@ RUN apt-get update \
 COPY requirements.txt requirements-cluster.txt /tmp/lock/
 RUN python -m pip install uv==0.13.9 \
     && uv pip install --system --compile-bytecode --no-cache \
-        -r /tmp/lock/requirements.txt -r /tmp/lock/requirements-cluster.txt \
-    && rm -rf /tmp/lock
+        -r /tmp/lock/requirements.txt -r /tmp/lock/requirements-cluster.txt
+
+# What your deployment adds, e.g. providers for Kubernetes or single sign-on; changes no version of the locks.
+ARG EXTRAS=""
+RUN if [ -n "$EXTRAS" ]; then \
+        uv pip install --system --compile-bytecode --no-cache \
+            -c /tmp/lock/requirements.txt -c /tmp/lock/requirements-cluster.txt $EXTRAS; \
+    fi; \
+    rm -rf /tmp/lock
 
 WORKDIR /opt/evergreen
 COPY --chown=root:root airflow_settings.yaml ./

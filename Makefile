@@ -25,7 +25,7 @@ define INSTALL_MISSING
 	$$root apt-get install -yqq $$missing >&2 || { $$root apt-get update -qq >&2; $$root apt-get install -yqq $$missing >&2; }
 endef
 
-.PHONY: help install install-dev check format test test-tools test-cluster cluster-tools env demo up down status sql migrate dictionary ledger calibrate gate-selftest time-machine bench clean lock
+.PHONY: help install install-dev check format test test-tools test-cluster cluster-tools test-compose compose-tools env demo up down status sql migrate dictionary ledger calibrate gate-selftest time-machine bench clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,16 @@ cluster-tools: ## Install Debian's PostgreSQL and Redis for the cluster, unless 
 	@missing=; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	$(INSTALL_MISSING)
+
+test-compose: $(CLUSTER_STAMP) compose-tools ## docker-compose.yaml on a container engine, with stand-ins for public images, and the loop
+	$(BIN)/pytest tests/compose --durations=15 $(ARGS)
+
+compose-tools: ## Install Debian's container engine, compose and debootstrap, unless they are there
+	@missing=; \
+	command -v dockerd >/dev/null || docker info >/dev/null 2>&1 || missing="docker.io iptables"; \
+	docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || missing="$$missing docker-compose"; \
+	command -v debootstrap >/dev/null || missing="$$missing debootstrap"; \
 	$(INSTALL_MISSING)
 
 env: ## Write .env for docker-compose.yaml with random secrets; never overwrites one

@@ -47,7 +47,8 @@ def test_tasks_of_the_training_pool_go_to_its_queue_and_others_name_none() -> No
 
 def test_the_image_is_pinned_unprivileged_and_installs_before_it_copies_code() -> None:
     lines = (PROJECT / "Dockerfile").read_text().splitlines()
-    assert [line for line in lines if line.startswith("FROM ")] == ["FROM python:3.11.15-slim-bookworm"]
+    bases = [line for line in lines if line.startswith(("FROM ", "ARG BASE"))]
+    assert bases == ["ARG BASE=python:3.11.15-slim-bookworm", "FROM ${BASE}"]
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users and users[-1].split(":")[0] not in {"root", "0"}
     installs = next(i for i, line in enumerate(lines) if "uv pip install" in line)
@@ -81,6 +82,12 @@ def test_no_service_is_privileged_and_all_but_the_object_store_drop_every_capabi
         assert "no-new-privileges:true" in service["security_opt"], name
         assert not service.get("privileged") and "network_mode" not in service, name
     assert [name for name, service in SERVICES.items() if service.get("cap_drop") != ["ALL"]] == ["object-store"]
+
+
+def test_redis_is_the_process_that_is_asked_to_end() -> None:
+    """A shell as a container's first process ignores SIGTERM: its children are killed ten seconds later."""
+    [script] = SERVICES["redis"]["command"]
+    assert script.startswith("exec redis-server - <<")
 
 
 def test_state_is_in_named_volumes() -> None:

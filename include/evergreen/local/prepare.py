@@ -1,9 +1,10 @@
 """What must exist before the first task. Idempotent.
 
     python -m include.evergreen.local.prepare mlflow|mart|migrate [REVISION]
-    python -m include.evergreen.local.prepare cluster
+    python -m include.evergreen.local.prepare cluster|managed
 
 `cluster` is the job `init` of `docker-compose.yaml`: roles, databases, schemas, buckets, logins, airflow_settings.yaml.
+`managed` is the rest of that job where roles, databases, buckets and logins are made by others: in a cloud.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -153,26 +155,39 @@ def airflow_settings() -> None:
         raise Unavailable(f"airflow import: expected success, found failures of {failed}")
 
 
-def cluster() -> None:
-    """All of it, from the variables of the job `init` in `docker-compose.yaml`."""
-    databases(_given("POSTGRES_ADMIN_URI"), {name: _given(f"DATABASE_PASSWORD_{name}") for name in DATABASES})
+def _schemas(also: Sequence[Callable[[], None]] = ()) -> None:
+    """Airflow's schema, with that of its auth manager, beside those of MLflow and the mart and what `also` makes."""
     migrating = subprocess.Popen(["airflow", "db", "migrate"])
     try:
         mlflow(_given("MLFLOW_BACKEND_STORE_URI"))
-        mart()
-        buckets()
-        logins()
+        mart(_given("EVERGREEN_MART_URI"))
+        for make in also:
+            make()
     finally:
         code = migrating.wait()
     if code:
         raise Unavailable(f"airflow db migrate: expected exit code 0, found {code}")
+
+
+def cluster() -> None:
+    """All of it, from the variables of the job `init` in `docker-compose.yaml`."""
+    databases(_given("POSTGRES_ADMIN_URI"), {name: _given(f"DATABASE_PASSWORD_{name}") for name in DATABASES})
+    _schemas([buckets, logins])
+    airflow_settings()
+    print("ready for the first task")
+
+
+def managed() -> None:
+    """Schemas and airflow_settings.yaml, from MLFLOW_BACKEND_STORE_URI, EVERGREEN_MART_URI, Airflow's own variables."""
+    _schemas()
     airflow_settings()
     print("ready for the first task")
 
 
 if __name__ == "__main__":
+    verbs = {"mlflow": mlflow, "mart": mart, "migrate": migrate, "cluster": cluster, "managed": managed}
     try:
-        {"mlflow": mlflow, "mart": mart, "migrate": migrate, "cluster": cluster}[sys.argv[1]](*sys.argv[2:])
+        verbs[sys.argv[1]](*sys.argv[2:])
     except EvergreenError as failure:
         print(f"{type(failure).__name__}: {failure}", file=sys.stderr)
         sys.exit(1)
