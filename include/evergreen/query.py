@@ -10,14 +10,18 @@ import duckdb
 from include.evergreen.errors import SpecError
 
 
-def connect() -> duckdb.DuckDBPyConnection:
+def connect(settings: str = "") -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB whose answers depend on its inputs alone: UTC, two threads, no progress bar.
 
     SQL of a spec runs here: it sees what is registered, and reaches no file, no network and no setting. What does not
     fit into memory is still spilled to disk.
+
+    Args:
+        settings: `set` statements to run before the settings are locked.
     """
     connection = duckdb.connect()
     connection.execute("set timezone = 'UTC'; set threads = 2; set enable_progress_bar = false")
+    connection.execute(settings)
     connection.execute("set enable_external_access = false; set lock_configuration = true")
     return connection
 
