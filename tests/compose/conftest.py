@@ -26,7 +26,7 @@ from include.evergreen.local.api import Api
 from include.evergreen.local.cluster import AIRFLOW, interpolate
 from include.evergreen.local.layout import LOOPBACK, PROJECT, Layout
 from tests.cluster.conftest import SCENARIO
-from tests.compose import images
+from tests.compose import stand_ins
 from tests.compose.engine import LABEL, CommandFailed, Engine, engine, run
 from tests.outside import LakeReader, Rows, s3_client
 
@@ -210,7 +210,7 @@ def running(scratch: Path) -> Iterator[Engine]:
     """An engine with every image. A folder in EVERGREEN_COMPOSE_DATA keeps the images for the next time."""
     kept = os.environ.get("EVERGREEN_COMPOSE_DATA")
     with engine(scratch, Path(kept) if kept else scratch / "data") as found:
-        images.build_all(found, scratch / "images")
+        stand_ins.build_all(found, scratch / "images")
         try:
             yield found
         finally:
@@ -222,7 +222,7 @@ def running(scratch: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def containers(running: Engine, scratch: Path) -> Iterator[Containers]:
     """The project, not started yet; when it has ended, nothing of it is left."""
-    (scratch / "override.yaml").write_text(yaml.safe_dump(images.override()))
+    (scratch / "override.yaml").write_text(yaml.safe_dump(stand_ins.override()))
     found = Containers(running, f"evergreen-test-{os.getpid()}", scratch, with_variables(scratch))
     try:
         yield found

@@ -112,6 +112,9 @@ def engine(folder: Path, data: Path) -> Iterator[Engine]:
             tried[driver] = log.read_text(errors="replace")[-1500:]
         finally:
             _end(process)
+            # dockerd leaves this mount behind, and the folder could not be deleted
+            if (left := folder / "exec" / "netns" / "default").exists():
+                subprocess.run(["umount", str(left)], capture_output=True)
     raise NoEngine("\n".join(f"dockerd with {driver} did not start:\n{said}" for driver, said in tried.items()))
 
 

@@ -13,7 +13,7 @@ import yaml
 from include.evergreen.local.api import Api, ApiError
 from include.evergreen.local.demo import MODEL
 from include.evergreen.local.layout import LOOPBACK
-from tests.compose import images
+from tests.compose import stand_ins
 from tests.compose.conftest import COMPOSE, SERVERS, Containers, Outside
 from tests.compose.engine import CommandFailed
 from tests.outside import Rows, s3_client
@@ -43,7 +43,7 @@ def started(containers: Containers) -> dict[str, tuple[str, str]]:
 
 
 def test_the_override_changes_names_of_images_and_nothing_else() -> None:
-    changed = images.override()
+    changed = stand_ins.override()
     assert set(changed) == {"services"}
     assert set(changed["services"]) == set(SERVICES)
     assert {key for service in changed["services"].values() for key in service} == {"image"}
