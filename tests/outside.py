@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import yaml
 
-from include.evergreen.local.layout import LOOPBACK, PROJECT, Layout
+from include.evergreen.local.layout import LAKE_BUCKET, LOOPBACK, PROJECT, Layout
 
 Rows = list[dict[str, Any]]
 
@@ -71,11 +71,12 @@ class LakeReader:
     """The object store and the lake of a stack. Who uses it says where a table's metadata is.
 
     Attributes:
-        s3: of `s3_client`. cache: folder for data files read once.
+        s3: of `s3_client`. cache: folder for data files read once. bucket: the lake's, of the embedded stack.
     """
 
     s3: Any
     cache: Path
+    bucket = LAKE_BUCKET
 
     @property
     def layout(self) -> Layout:

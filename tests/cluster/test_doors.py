@@ -182,11 +182,11 @@ def test_the_health_check_of_compose_finds_the_worker(outside: Outside, worker: 
     assert kind == "CMD-SHELL"
     command = command.replace("celery@$HOSTNAME", outside.cluster.node(worker))
     env = outside.cluster._env_of(worker)
-    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert "pong" in done.stdout
     wrong = command.replace(outside.cluster.node(worker), "nobody@nowhere")
-    assert subprocess.run(wrong, shell=True, env=env, capture_output=True, timeout=60).returncode != 0
+    assert subprocess.run(wrong, shell=True, env=env, capture_output=True, timeout=180).returncode != 0
 
 
 def test_the_init_job_can_run_again(outside: Outside) -> None:
