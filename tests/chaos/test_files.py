@@ -637,10 +637,15 @@ def repeated(text: bytes, times: int) -> bytes:
     return b"\x1f\x8b\x08" + b"\0" * 6 + b"\xff" + first * (times - 1) + last + b"\0" * 8
 
 
-SIXTEEN = 16 << 20
+def filled(rows: bytes) -> bytes:
+    """The rows over and over, in about `EIGHT` bytes."""
+    return rows * (EIGHT // len(rows) + 1)
+
+
+EIGHT, SIXTEEN = 8 << 20, 16 << 20
 BOMBS: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda _: repeated(b"0" * SIXTEEN, 2 * MAX_BYTES // SIXTEEN),
-    "rows": lambda text: packed(text) + repeated(text.split(b"\n", 1)[1] * 2000, 2 * MAX_BYTES // (8 << 20)),
+    "rows": lambda text: packed(text) + repeated(filled(text.split(b"\n", 1)[1]), 2 * MAX_BYTES // EIGHT),
     "members": lambda clean: packed(clean) + packed(b"\n" * SIXTEEN) * (2 * MAX_BYTES // SIXTEEN),
 }
 

@@ -39,6 +39,7 @@ from tests.chaos.test_storm import verdict
 
 SPEC = quick()
 SHIFTS = {"a day ahead": DAY, "a year back": -365 * DAY, "a year ahead": 365 * DAY}
+YEARS = ("a year back", "a year ahead")
 SECOND = TRAINED + 7 * DAY
 """From this date on version 2 is in force."""
 CLOCKS = {"recorded_at", "decided_at", "promoted_at", "scored_at", "restated_at", "opened_at", "last_seen_at",
@@ -119,7 +120,7 @@ def right(made: Platform, tmp_path_factory: pytest.TempPathFactory) -> list[Any]
     return found
 
 
-@pytest.mark.parametrize("name", SHIFTS)
+@pytest.mark.parametrize("name", YEARS)
 def test_no_decision_depends_on_the_wall_clock(
     made: Platform, right: list[Any], tally: Tally, name: str, tmp_path: Path
 ) -> None:
@@ -163,7 +164,7 @@ def test_a_clock_that_moves_within_a_week_changes_no_decision(
         fault.rows(right, held(Outside(platform.settings, tmp_path / "outside")))
 
 
-@pytest.mark.parametrize("name", SHIFTS)
+@pytest.mark.parametrize("name", YEARS)
 def test_a_training_does_not_depend_on_the_wall_clock(made: Platform, tally: Tally, name: str, tmp_path: Path) -> None:
     """The same rows, the same bytes, the same answer of the gate."""
     platform = copied(made, tmp_path / "mart")

@@ -301,11 +301,20 @@ def test_a_date_scored_after_the_plan_is_rescored_too(platform: MemoryPlatform) 
     assert done["partitions"] == [*WITHDRAWN, late.isoformat()]
 
 
+def test_a_scoring_that_a_rollback_overtook_is_made_by_the_version_in_force(platform: MemoryPlatform) -> None:
+    late = SCORED[-1] + dt.timedelta(days=1)
+    staged = scoring.predict(platform, SPEC, SOURCE, late, "score")
+    assert staged["version"] == 2
+    run(platform, 1)
+    assert scoring.publish(platform, SPEC, SOURCE, late, staged, "score")["version"] == 1
+    assert shown(platform)[late] == 1
+
+
 def test_what_is_left_is_named_and_found_by_clearing(platform: MemoryPlatform) -> None:
     late = SCORED[-1] + dt.timedelta(days=1)
     staged = scoring.predict(platform, SPEC, SOURCE, late, "score")
     done = run(platform, 1)
-    scoring.publish(platform, SPEC, SOURCE, late, staged, "score")
+    scoring.publish(platform, SPEC, SOURCE, late, staged, "score", replace=True)
     with pytest.raises(AccountingError, match=f"by version 2 since {SECOND}, found {late}: clear `withdraw`"):
         steps.complete(platform, SPEC, done["plan"], "run-1")
     run(platform, 1)
@@ -360,7 +369,7 @@ def test_one_withdraws_at_a_time(platform: MemoryPlatform, monkeypatch: pytest.M
 
     monkeypatch.setattr(platform.mart, "lock", watched)
     steps.withdraw(platform, SPEC, planned, "run-1", "ada", "a test", dry_run=False)
-    assert held == [f"champion-{SPEC.name}"]
+    assert held == [f"champion-{SPEC.name}", SPEC.name]  # and no scoring is published meanwhile
 
 
 def test_analysts_see_which_dates_were_restated_and_why(platform: MemoryPlatform) -> None:

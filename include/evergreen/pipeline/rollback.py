@@ -127,13 +127,14 @@ def withdraw(
         if recorded["outcome"] == "dry_run":
             return {"outcome": "dry_run", "partitions": []}
         _not_overruled(platform, spec, recorded, plan)
-        mart.promote(
-            model=spec.name,
-            version=version,
-            effective_from=effective_from,
-            metrics={"rollback_from": withdrawn},
-            run_id=run_id,
-        )
+        with mart.lock(spec.name):  # a scoring is published before, and found below, or after, by another version
+            mart.promote(
+                model=spec.name,
+                version=version,
+                effective_from=effective_from,
+                metrics={"rollback_from": withdrawn},
+                run_id=run_id,
+            )
         latest = _latest(platform, spec.name)
         # a champion that was promoted since a try that broke off keeps its alias
         if latest is not None and latest["version"] == version:

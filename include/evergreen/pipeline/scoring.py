@@ -103,7 +103,8 @@ def publish(
 
     One publisher at a time per model: of two scorings of one partition the later is whole in both places. Who finds
     another scoring than the one it saw predicts again: a body that goes on late takes nothing back. A version
-    other than the current scoring's needs `replace`: one that a rollback withdrew since `predict` stays withdrawn.
+    other than the current scoring's needs `replace`; a partition without a scoring gets the version in force now: one
+    that a rollback withdrew since `predict` stays withdrawn.
     Rows that take the place of others say so to analysts (`restated_at`), with `reason`.
 
     Returns:
@@ -132,8 +133,11 @@ def publish(
                 f"{spec.name}, as of {as_of}: expected version {current['version']}, which scored it meanwhile, "
                 f"found a scoring by version {version}; clear the run from predict on"
             )
-        if _shown(current) != staged.get("seen", _shown(current)):
-            predictions = staging.get(platform, predict(platform, spec, source, as_of, run_id, version)["key"])
+        if current is None and not replace:
+            version = (mart.champion_at(spec.name, as_of) or (version,))[0]
+        if version != staged["version"] or _shown(current) != staged.get("seen", _shown(current)):
+            again = f"{run_id}-{version}"  # a retry finds its own rows as they were
+            predictions = staging.get(platform, predict(platform, spec, source, as_of, again, version)["key"])
         earlier = [row for row in mart.scorings(spec.name) if row["as_of"] == as_of and row["version"] == version]
         scored_at = earlier[0]["scored_at"] if earlier else dt.datetime.now(dt.UTC)
         stamp = pa.scalar(scored_at.replace(tzinfo=None), pa.timestamp("us"))

@@ -27,7 +27,7 @@ from include.evergreen.specs import TableSpec
 
 MAX_BYTES = 1 << 30
 """A delivery larger than this, before or after it is decompressed, is refused: no honest daily file is."""
-FREE_BYTES, USUAL_RATIO = 64 << 20, 16
+FREE_BYTES, USUAL_RATIO = 64 << 20, 10
 """What inflates beyond both is measured to its end before it is kept: a bomb takes time, not memory."""
 THREADS = 8
 SMALL_ROWS = 20_000
