@@ -1,10 +1,10 @@
 """Ends or holds the tasks of a stack at chosen points. Copied into a project, loaded where its workers are forked from.
 
 A point is passed before each kind of commit of a body (files, the catalog's swap, a transaction of the mart, a call of
-the registry), inside a transaction of the mart, and when the body has returned but Airflow does not know it yet. The
-plan is a folder that the variable EVG_CHAOS names:
+the registry) and when the body has returned but Airflow does not know it yet; inside a transaction of the mart it can
+only be held. The plan is a folder that the variable EVG_CHAOS names:
 
-    kill            while it is there, a task dies by SIGKILL at each of its points, once
+    kill            while it is there, a task dies by SIGKILL at each of its points, once; of a mapped one the first
     hold/<step>     the step's body stops at the point that the file names, until the file go/<step> is there
     fired/<step>/   a file per point at which the step was killed, numbered
     held/<step>     process and parent of the body that is held
@@ -25,12 +25,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-RETURNED, NOTHING = "returned", "returned, nothing committed"
+RETURNED = "returned"
 HOLD_SECONDS = 240
+LATER = re.compile(r"\.[1-9]\d*$|\.[1-9]\d*\.")
+"""A later index of a mapped step: the same code on another table."""
 
 current: str | None = None
-passed = 0
-"""Points of this body so far."""
 
 
 def plan() -> Path:
@@ -58,15 +58,13 @@ def _once(path: Path, text: str = "") -> bool:
 
 def reach(point: str, deadly: bool = True) -> None:
     """The task of this process, if it is one, is at a point. Where it is not `deadly` a body can only be held."""
-    global passed
     if current is None:
         return
     name, root = re.sub(r"[^A-Za-z0-9_., -]", "_", point), plan()
     _hold(root, name)
     if not deadly:
         return
-    passed += 1
-    if (root / "kill").exists():
+    if (root / "kill").exists() and not LATER.search(current):
         fired = root / "fired" / current
         known = {path.name.split("-", 1)[1] for path in fired.glob("*")} if fired.exists() else set()
         if name not in known and _once(fired / f"{len(known) + 1:02d}-{name}"):
@@ -112,7 +110,7 @@ def _transactions(database: Any) -> None:
         reach(f"mart {name}")
         with original(self, alone) as connection:
             yield connection
-            reach(f"mart {name}, uncommitted")
+            reach(f"mart {name}, uncommitted", deadly=False)
 
     database.writing, database.lock = writing, lock
 
@@ -130,8 +128,6 @@ def _tasks(task_runner: Any) -> None:
         try:
             return execute(context, ti, log)
         finally:
-            if not passed:
-                reach(NOTHING)
             reach(RETURNED)
             _once(plan() / "ended" / current / str(os.getpid()))
             current = None
