@@ -334,7 +334,7 @@ def test_lineage_is_read_back(mlflow: OnMlflow) -> None:
 def test_a_registration_that_broke_off_is_completed(
     mlflow: OnMlflow, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    """The process died after the bytes and the run's facts, before the version or right after it."""
+    """The process died after the bytes and the run's facts, before the run was closed or the version made."""
     client = mlflow.registry._client
     with monkeypatch.context() as patch:
 
@@ -344,7 +344,7 @@ def test_a_registration_that_broke_off_is_completed(
         patch.setattr(client, last, dies)
         with pytest.raises(KeyboardInterrupt):
             mlflow.registry.register(bundle(), record())
-    assert len(mlflow.registry.versions(MODEL)) == (last == "set_terminated")
+    assert mlflow.registry.versions(MODEL) == []
     assert mlflow.registry.register(bundle(), record()).number == 1
     assert mlflow.registry.load(MODEL, 1) == bundle()
     [run] = client.search_runs([client.get_experiment_by_name(MODEL).experiment_id])

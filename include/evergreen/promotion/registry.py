@@ -113,7 +113,6 @@ class MlflowRegistry:
             run_id = self._run(experiment, record)
             existing = self._client.search_model_versions(f"run_id = '{run_id}'", max_results=1)
             if existing:
-                self._client.set_terminated(run_id)  # the try that made it may have died before
                 return self._version(self._client.get_model_version(bundle.model, existing[0].version))
             prefix = f"mlflow/{bundle.model}/{run_id}"
             files = bundle.files()

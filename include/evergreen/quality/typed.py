@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,14 +69,16 @@ class Typed:
                 found.append(self.part(number, names).take(pa.array(at[low:high] - self.starts[number])))
         return pa.concat_tables(found)
 
-    def register(self, connection: Any) -> None:
-        """Make `rows` known to a DuckDB connection, with `__row`."""
+    def opened(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection that knows `rows`, with `__row`, and reaches no file but theirs."""
         if isinstance(self.parts[0], pa.Table):
-            rows = self.select()
+            rows, connection = self.select(), connect()
             connection.register("rows", rows.append_column(ROW, pa.array(np.arange(rows.num_rows))))
-            return
+            return connection
         files = ", ".join("'{}'".format(str(path).replace("'", "''")) for path in self.parts)
+        connection = connect(f"set allowed_paths = [{files}]")
         connection.execute(f"create temp view rows as select * from read_parquet([{files}])")
+        return connection
 
     @cached_property
     def _repeated(self) -> dict[tuple[str, ...], np.ndarray[Any, Any]]:
@@ -90,8 +93,7 @@ class Typed:
         if key not in self._repeated:
             hashes = np.empty(self.num_rows, dtype=np.uint64)
             columns = ", ".join(f'"{name}"' for name in names)
-            with connect() as connection:
-                self.register(connection)
+            with self.opened() as connection:
                 for batch in connection.sql(f"select {ROW}, hash({columns}) as h from rows").to_arrow_reader(1 << 17):
                     hashes[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
             ordered = np.sort(hashes)

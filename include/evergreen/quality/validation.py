@@ -29,7 +29,6 @@ from include.evergreen.lake.ports import PARTITION
 from include.evergreen.quality.accounting import losers, per_partition, winners
 from include.evergreen.quality.casting import UNCAST, uncast
 from include.evergreen.quality.typed import ROW, Typed
-from include.evergreen.query import connect
 from include.evergreen.specs import Expectation, TableSpec
 
 ROW_RULES = (
@@ -374,8 +373,7 @@ class _Rows:
         if whole_rows := groups.pop((), []):
             found = self.engine.run(self.frame, [rules[at] for at in whole_rows])
             broken = [dict(zip(whole_rows, found, strict=True)).get(at, []) for at in range(len(rules))]
-        with connect() as connection:
-            self.rows.register(connection)
+        with self.rows.opened() as connection:
             for pack in _apart(groups):
                 values = {names: _distinct(connection, names) for names in pack}
                 asked = [at for names in pack for at in groups[names]]
