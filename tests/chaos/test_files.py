@@ -143,7 +143,8 @@ def value(text: str, kind: str) -> Any:
     if kind == "date":
         return dt.date.fromisoformat(text)
     if kind == "timestamp":
-        moment = dt.datetime.fromisoformat(text)
+        day, midnight, rest = text.partition("T24:00")  # of ISO 8601: the day's end
+        moment = dt.datetime.fromisoformat(f"{day}T00:00{rest}" if midnight else text) + dt.timedelta(bool(midnight))
         return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
     return text
 
