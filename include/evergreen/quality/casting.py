@@ -28,8 +28,10 @@ CASTS = {
         r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}') and {text} >= '0001' "
         "then try_cast({text} as date) end"
     ),
+    # no clock on earth is fifteen hours from UTC
     "timestamp": (
         r"case when regexp_full_match({text}, '\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}.*') and "
+        r"not regexp_matches({text}, '[+-](1[5-9]|[2-9]\d)(:?\d\d)?$') and "
         "try_cast({text} as timestamptz) at time zone 'UTC' between '0001-01-01' and '9999-12-31 23:59:59.999999' "
         "then try_cast({text} as timestamptz) at time zone 'UTC' end"
     ),
