@@ -18,25 +18,17 @@ import sqlalchemy as sa
 from psycopg.waiting import Ready
 from sqlalchemy import event
 
+from include.evergreen import silence
 from include.evergreen.settings import Timeouts
 
 T = TypeVar("T")
 
 QUIET_SECONDS = 4.0
 """Waited for the next byte of an answer before the server is asked for a sign of life, again and again."""
-REST_SECONDS = 10.0
-"""How long a server that gave none is not asked again."""
 LOCK_SECONDS = 30
 STATEMENT_SECONDS = 600
 HELLO = bytes.fromhex("0000000804d2162f")
 """SSLRequest: every server and pooler answers it with one byte, before any login."""
-
-_silent: dict[str, float] = {}
-"""host:port -> the moment it was found silent, by the monotonic clock."""
-
-
-def _rests(server: str) -> bool:
-    return time.monotonic() - _silent.get(server, -REST_SECONDS) < REST_SECONDS
 
 
 def answers(host: str, port: int, seconds: float) -> bool:
@@ -71,7 +63,7 @@ class Connection(psycopg.Connection[Any]):
                 ready = yield wanted
                 if ready != Ready.NONE:
                     since = time.monotonic()
-                elif time.monotonic() - since > QUIET_SECONDS or _rests("{}:{}".format(*self._server)):
+                elif time.monotonic() - since > QUIET_SECONDS or silence.rests(self._address) is not None:
                     self._ask()
                     since = time.monotonic()
                 wanted = gen.send(ready)
@@ -80,18 +72,17 @@ class Connection(psycopg.Connection[Any]):
             return found
 
     @property
-    def _server(self) -> tuple[str, int]:
-        return self.info.host, self.info.port
+    def _address(self) -> str:
+        return f"{self.info.host}:{self.info.port}"
 
     def _ask(self) -> None:
-        host, port = self._server
-        server = f"{host}:{port}"
-        if not _rests(server):
-            if answers(host, port, self.probe_seconds):
+        if silence.rests(self._address) is None:
+            if answers(self.info.host, self.info.port, self.probe_seconds):
                 return
-            _silent[server] = time.monotonic()
+            silence.found(self._address)
+        address = self._address
         self.pgconn.finish()
-        raise psycopg.OperationalError(f"expected an answer from {server}, found it silent")
+        raise psycopg.OperationalError(f"expected an answer from {address}, found it silent")
 
 
 def watch(engine: sa.Engine, timeouts: Timeouts | None = None) -> None:
@@ -109,12 +100,12 @@ def watch(engine: sa.Engine, timeouts: Timeouts | None = None) -> None:
             options.setdefault(f"keepalives_{name}", value)
         options.setdefault("tcp_user_timeout", 10_000)
         server = f"{options.get('host')}:{options.get('port') or 5432}"
-        if _rests(server):
+        if silence.rests(server) is not None:
             raise dialect.loaded_dbapi.OperationalError(f"expected an answer from {server}, found it silent")
         try:
             made = (Connection if dialect.driver == "psycopg" else dialect.loaded_dbapi).connect(*arguments, **options)
         except psycopg.errors.ConnectionTimeout:
-            _silent[server] = time.monotonic()
+            silence.found(server)
             raise
         with made.cursor() as cursor:
             cursor.execute(

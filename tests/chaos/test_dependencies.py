@@ -25,6 +25,7 @@ import sqlalchemy as sa
 from aiosmtpd.controller import Controller
 from fastapi.testclient import TestClient
 
+from include.evergreen import silence
 from include.evergreen.alerts.cause import of_failed_run
 from include.evergreen.alerts.delivery import RETRY
 from include.evergreen.alerts.inbox import Inbox
@@ -225,11 +226,7 @@ def warm() -> None:
 
 def forgotten() -> None:
     """What a new process does not know: who was silent a moment ago."""
-    from include.evergreen import postgres
-    from include.evergreen.lake import objects
-
-    postgres._silent.clear()
-    objects._silent.clear()
+    silence.forget()
 
 
 def test_a_busy_server_is_not_a_silent_one(server: Server, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from include.evergreen.local.layout import LOOPBACK, PROJECT, Layout
 from tests.cluster.conftest import SCENARIO
 from tests.compose import stand_ins
 from tests.compose.engine import LABEL, CommandFailed, Engine, engine, run
+from tests.conftest import free_port
 from tests.outside import LakeReader, Rows, s3_client
 
 HERE = Path(__file__).parent
@@ -176,12 +176,6 @@ class Outside(LakeReader):
 
     def log(self, service: str) -> str:
         return self.containers.log(service)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def with_variables(folder: Path) -> dict[str, str]:

@@ -7,12 +7,12 @@ import hashlib
 import os
 import re
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from include.evergreen import silence
 from include.evergreen.errors import NotFound, Refused, SettingsError, Unavailable
 from include.evergreen.lake.ports import ObjectInfo
 from include.evergreen.settings import ObjectStoreSettings, Timeouts
@@ -24,11 +24,6 @@ DENIED = {401, 403}
 BUSY = {408, 429}
 URL = re.compile(r"(?: on| to| from)?(?: the)? endpoint URL: \"[^\"]*\"\.?")
 """What botocore adds to its errors: the key is named already."""
-REST_SECONDS = 10.0
-"""How long a silent endpoint is not asked again by a process: of a step's many requests only the first ones wait."""
-
-_silent: dict[str, float] = {}
-"""Endpoint -> the moment it was found silent, by the monotonic clock."""
 
 
 @lru_cache(maxsize=8)
@@ -84,8 +79,7 @@ class S3Objects:
         )
 
         endpoint = self.store.endpoint or f"AWS S3 in {self.store.region}"
-        ago = time.monotonic() - _silent.get(endpoint, -REST_SECONDS)
-        if ago < REST_SECONDS:
+        if (ago := silence.rests(endpoint)) is not None:
             raise Unavailable(f"{self.uri(key)}: expected an answer from {endpoint}, found it silent {ago:.0f} s ago")
         try:
             yield
@@ -106,7 +100,7 @@ class S3Objects:
         except (BotoCoreError, OSError) as error:
             within = ""
             if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
-                _silent[endpoint] = time.monotonic()
+                silence.found(endpoint)
                 within = f" within {self.timeouts.read:g} s"
             found = URL.sub("", str(error))
             raise Unavailable(f"{self.uri(key)}: expected an answer from {endpoint}{within}, found: {found}") from error

@@ -62,14 +62,12 @@ def cut(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in tables of `PART_ROWS`, the last one of what is left; at least one, if `tables` has one."""
     import pyarrow as pa
 
-    rows = PART_ROWS
-
     held: pa.Table | None = None
     cuts = 0
     for table in tables:
         held = table if held is None or not held.num_rows else pa.concat_tables([held, table])
-        while held.num_rows >= rows:
-            yield held.slice(0, rows).combine_chunks()
-            held, cuts = held.slice(rows), cuts + 1
+        while held.num_rows >= PART_ROWS:
+            yield held.slice(0, PART_ROWS).combine_chunks()
+            held, cuts = held.slice(PART_ROWS), cuts + 1
     if held is not None and (held.num_rows or not cuts):
         yield held.combine_chunks()

@@ -6,7 +6,6 @@ Each takes and returns small JSON-able dicts; rows and models are staged under `
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 from typing import Any
 
 from include.evergreen.decisions import Decision
@@ -14,6 +13,7 @@ from include.evergreen.errors import NotEnoughData, Refused
 from include.evergreen.pipeline import holdout, staging, training_rows
 from include.evergreen.platform import Platform
 from include.evergreen.specs import ModelSpec
+from include.evergreen.training.bundle import manifest_sha256
 
 
 def _window(spec: ModelSpec, as_of: dt.date, window_days: int | None) -> tuple[dt.date, dt.date]:
@@ -107,7 +107,7 @@ def fit(
         "overrides": overrides or {},
         "prefix": prefix,
         "sha256": bundle.sha256,
-        "bundle_sha256": hashlib.sha256(files["bundle.json"]).hexdigest(),
+        "bundle_sha256": manifest_sha256(files),
         "metrics": bundle.facts["metrics"],
         "trees": bundle.facts["trees"],
     }

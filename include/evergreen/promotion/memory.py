@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from typing import Any
 
 from include.evergreen.errors import NotFound
 from include.evergreen.promotion.ports import LINEAGE, TrainingRecord, Version, attachment_name
-from include.evergreen.training.bundle import ModelBundle
+from include.evergreen.training.bundle import ModelBundle, manifest_sha256
 
 
 class MemoryRegistry:
@@ -26,7 +25,7 @@ class MemoryRegistry:
             if version.run_id == record.key:
                 return version
         files = bundle.files()
-        tags = {"bundle_sha256": hashlib.sha256(files["bundle.json"]).hexdigest()}
+        tags = {"bundle_sha256": manifest_sha256(files)}
         version = Version(bundle.model, len(known) + 1, bundle.as_of, record.key, bundle.sha256, tags=tags)
         known.append(version)
         lineage = json.dumps({**record.lineage, "params": record.params}, default=str).encode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from include.evergreen.lake.objects import S3Objects
 from include.evergreen.lake.ports import ObjectStore
 from include.evergreen.promotion.ports import IMPORTANCES, LINEAGE, TrainingRecord, Version, attachment_name
 from include.evergreen.settings import Settings
-from include.evergreen.training.bundle import FILES, ModelBundle
+from include.evergreen.training.bundle import FILES, ModelBundle, manifest_sha256
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -147,7 +146,7 @@ class MlflowRegistry:
                 tags={
                     "as_of": bundle.as_of.isoformat(),
                     "sha256": bundle.sha256,
-                    "bundle_sha256": _sha256(files["bundle.json"]),
+                    "bundle_sha256": manifest_sha256(files),
                     "prefix": prefix,
                 },
             )
@@ -218,7 +217,3 @@ def _json(value: Any) -> bytes:
 
 def _line(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

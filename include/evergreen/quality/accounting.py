@@ -19,7 +19,7 @@ from include.evergreen.errors import AccountingError
 from include.evergreen.lake.ports import PARTITION
 from include.evergreen.quality.deliveries import ORDER
 from include.evergreen.quality.typed import Typed
-from include.evergreen.query import connect
+from include.evergreen.query import connect, quoted
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Count:
 
 def winners(rows: pa.Table, key: tuple[str, ...]) -> pa.Array:
     """A mask, shape (rows,), that is true for the one row of each partition and key that wins. A null is a value."""
-    names = ", ".join(f'"{name}"' for name in (PARTITION, *key))
+    names = quoted(PARTITION, *key)
     numbered = rows.select(list(dict.fromkeys([PARTITION, *key, ORDER, "source_row"])))
     numbered = numbered.append_column("__at", pa.array(np.arange(rows.num_rows)))
     wins = np.ones(rows.num_rows, dtype=bool)

@@ -93,12 +93,11 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
             f', try({expression(connection, text, f"{table.name}: derive.{name}")}) as "{name}"'
             for name, text in table.derive.items()
         )
-    query = (
-        f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} "
-        f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
-        f"select *{derived} from typed{order}"
-    )
-    with connect() as connection:
+        query = (
+            f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} "
+            f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
+            f"select *{derived} from typed{order}"
+        )
         connection.register("raw", raw)
         try:
             rows = connection.sql(query).to_arrow_table()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from include.evergreen.query import connect
+from include.evergreen.query import connect, quoted
 
 ROW = "__row"
 """The position of a row over all parts; a file holds it as a column."""
@@ -92,9 +92,9 @@ class Typed:
         key = tuple(names)
         if key not in self._repeated:
             hashes = np.empty(self.num_rows, dtype=np.uint64)
-            columns = ", ".join(f'"{name}"' for name in names)
             with self.opened() as connection:
-                for batch in connection.sql(f"select {ROW}, hash({columns}) as h from rows").to_arrow_reader(1 << 17):
+                hashed = connection.sql(f"select {ROW}, hash({quoted(*names)}) as h from rows")
+                for batch in hashed.to_arrow_reader(1 << 17):
                     hashes[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
             ordered = np.sort(hashes)
             twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])

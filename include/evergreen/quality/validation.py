@@ -29,6 +29,7 @@ from include.evergreen.lake.ports import PARTITION
 from include.evergreen.quality.accounting import losers, per_partition, winners
 from include.evergreen.quality.casting import UNCAST, uncast
 from include.evergreen.quality.typed import ROW, Typed
+from include.evergreen.query import quoted
 from include.evergreen.specs import Expectation, TableSpec
 
 ROW_RULES = (
@@ -459,8 +460,7 @@ def _apart(groups: Mapping[tuple[str, ...], Any]) -> list[list[tuple[str, ...]]]
 
 def _distinct(connection: Any, names: Sequence[str]) -> pa.Table:
     """The combinations of values that occur in `rows`; null is a value."""
-    columns = ", ".join(f'"{name}"' for name in names)
-    found: pa.Table = connection.sql(f"select distinct {columns} from rows").to_arrow_table()
+    found: pa.Table = connection.sql(f"select distinct {quoted(*names)} from rows").to_arrow_table()
     return found
 
 

@@ -23,6 +23,11 @@ FILES = ("bundle.json", "model.ubj", "reference.parquet")
 """The files of a stored bundle."""
 
 
+def manifest_sha256(files: dict[str, bytes]) -> str:
+    """SHA-256 of `bundle.json`, which carries those of the other files: what is recorded outside the object store."""
+    return hashlib.sha256(files["bundle.json"]).hexdigest()
+
+
 @dataclass(frozen=True)
 class ModelBundle:
     """A booster with all it needs to be used.
