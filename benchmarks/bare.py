@@ -103,7 +103,7 @@ def loop(landing: Path, folder: Path) -> dict[str, Any]:
     import xgboost
     from sklearn.metrics import roc_auc_score
 
-    from include.evergreen.training.fit import _params
+    from include.evergreen.training.fit import params_of
 
     spec, day = data.spec(), data.DAY
     names = list(spec.features)
@@ -129,7 +129,7 @@ def loop(landing: Path, folder: Path) -> dict[str, Any]:
 
     made = matrix(train)
     booster = xgboost.train(
-        _params(spec, None),
+        params_of(spec, None),
         made,
         spec.training.num_boost_round,
         evals=[(matrix(validation, ref=made), "validation")],

@@ -85,7 +85,7 @@ def train(landed: Path, folder: Path) -> None:
     from mlflow.models import infer_signature
     from sklearn.metrics import roc_auc_score
 
-    from include.evergreen.training.fit import _params
+    from include.evergreen.training.fit import params_of
 
     spec = data.spec()
     whole = _rows(folder)
@@ -107,7 +107,7 @@ def train(landed: Path, folder: Path) -> None:
         for name, where in parts.items()
     }
     booster = xgboost.train(
-        _params(spec, None),
+        params_of(spec, None),
         made["train"],
         spec.training.num_boost_round,
         evals=[(made["validation"], "validation")],

@@ -49,5 +49,5 @@ def monitor(platform: Platform, as_of: dt.date) -> None:
     """`monitor__<model>`."""
     spec, source, key = data.spec(), data.source(), f"bench-monitor-{as_of}"
     facts = monitoring.measure(platform, spec, source, as_of, key)
-    monitoring.conclude(platform, spec, as_of, facts, key)
+    monitoring.conclude(platform, spec, source, as_of, facts, key)
     retraining.ask(platform, spec, as_of, key)

@@ -44,7 +44,7 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
 
     @task(multiple_outputs=False)
     def conclude(facts: dict[str, Any]) -> dict[str, Any]:
-        concluded = steps.conclude(platform(), model, runs.as_of(), facts, runs.run_key())
+        concluded = steps.conclude(platform(), model, source, runs.as_of(), facts, runs.run_key())
         notify.deliver()
         return concluded
 

@@ -283,7 +283,9 @@ class _Life:
         ).to_dict()
         uri = None if ago % 19 == 5 else f"s3://lake/reports/{spec.name}/{day}.html"
         run = f"asset_triggered__{day}_{spec.name}"
-        monitoring.conclude(self.platform, spec, day, {**facts, "report_uri": uri}, run)
+        monitoring.conclude(
+            self.platform, spec, self.world.sources[spec.source], day, {**facts, "report_uri": uri}, run
+        )
         asked = retraining.ask(self.platform, spec, day, run)
         if asked.decision.accepted:
             self._train(day, -0.004 if self.part == "halted" or ago < 15 else 0.021, champion=self.version)

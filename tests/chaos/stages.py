@@ -136,7 +136,7 @@ def measure(platform: Platform, memo: Memo) -> Any:
 def conclude(platform: Platform, memo: Memo) -> Any:
     from include.evergreen.pipeline import monitoring
 
-    return monitoring.conclude(platform, spec(), DAY, memo["measure"], "monitor-1")
+    return monitoring.conclude(platform, spec(), source(), DAY, memo["measure"], "monitor-1")
 
 
 def ask(platform: Platform, memo: Memo) -> Any:

@@ -88,7 +88,7 @@ def life(platform: Platform) -> None:
         day = SECOND + i * DAY
         score(platform, SPEC, day, f"score-{day}")
         facts = json.loads(json.dumps(monitoring.measure(platform, SPEC, SOURCE, day, f"monitor-{day}", page=False)))
-        monitoring.conclude(platform, SPEC, day, verdict(facts, day, kind), f"monitor-{day}")
+        monitoring.conclude(platform, SPEC, SOURCE, day, verdict(facts, day, kind), f"monitor-{day}")
         retraining.ask(platform, SPEC, day, f"monitor-{day}")
     for i in range(SPEC.retrain.losers):
         platform.mart.append_decision(
@@ -98,7 +98,7 @@ def life(platform: Platform) -> None:
     for days in (20, 21, 45):  # the breaker is open, then lets one try pass
         day = SECOND + days * DAY
         for at in (day, day + DAY):
-            monitoring.conclude(platform, SPEC, at, verdict(facts, at, "covariate_drift"), f"monitor-{at}")
+            monitoring.conclude(platform, SPEC, SOURCE, at, verdict(facts, at, "covariate_drift"), f"monitor-{at}")
             retraining.ask(platform, SPEC, at, f"monitor-{at}")
     plan = rollback.plan(platform, SPEC, 1, "back")
     done = rollback.withdraw(platform, SPEC, plan, "back", "oncall", "a test", dry_run=False)
@@ -249,7 +249,9 @@ def test_a_run_of_the_past_after_a_run_of_today(
     today, past = UNTIL, [TRAINED + 3 * DAY, TRAINED + 1 * DAY, TRAINED + 2 * DAY]
     score(platform, SPEC, today, "today")
     for day in (today - DAY, today):
-        monitoring.conclude(platform, SPEC, day, verdict(measured_facts, day, "covariate_drift"), f"monitor-{day}")
+        monitoring.conclude(
+            platform, SPEC, SOURCE, day, verdict(measured_facts, day, "covariate_drift"), f"monitor-{day}"
+        )
     assert retraining.ask(platform, SPEC, today, "today").decision.accepted
     before = {table: held(outside, (table,)) for table in (*TABLES, f"{SPEC.name}_predictions")}
 
@@ -266,7 +268,7 @@ def test_a_run_of_the_past_after_a_run_of_today(
         )
     with tally.fault("a run of last month", "alerts, requests and verdicts of today stay") as fault:
         for day, kind in zip(past, ("broken_data", "ok", "covariate_drift"), strict=True):
-            monitoring.conclude(platform, SPEC, day, verdict(measured_facts, day, kind), f"late-{day}")
+            monitoring.conclude(platform, SPEC, SOURCE, day, verdict(measured_facts, day, kind), f"late-{day}")
             answer = retraining.ask(platform, SPEC, day, f"late-{day}")
             assert not answer.decision.accepted
         for table in TABLES:

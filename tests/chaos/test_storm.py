@@ -72,6 +72,7 @@ def mart(request: pytest.FixtureRequest, measured: Measured, tmp_path_factory: p
 def verdict(facts: dict[str, Any], as_of: dt.date, kind: str) -> dict[str, Any]:
     """The measured facts as of another date, with what makes them a verdict of this kind."""
     found: dict[str, Any] = json.loads(json.dumps(facts))
+    found.pop("seen", None)  # said of the date that was measured
     found |= {"as_of": as_of.isoformat(), "stopped": [], "misfits": {}, "recent_rows": [found["scored_rows"]] * 7}
     for name, column in found["columns"].items():
         drifted = kind == "covariate_drift" and name != PREDICTION
@@ -93,7 +94,7 @@ def tell(settings: Settings, spec: ModelSpec, verdicts: Verdicts) -> list[bool]:
     answers = []
     for as_of, run_id, facts in verdicts:
         day = dt.date.fromisoformat(as_of)
-        monitoring.conclude(platform, spec, day, facts, run_id)
+        monitoring.conclude(platform, spec, SOURCE, day, facts, run_id)
         answers.append(retraining.ask(platform, spec, day, run_id).decision.accepted)
     return answers
 

@@ -42,7 +42,7 @@ def score(platform: MemoryPlatform, day: dt.date, key: str) -> None:
 
 def monitor(platform: MemoryPlatform, day: dt.date, key: str) -> None:
     facts = monitoring.measure(platform, SPEC, SHOP, day, f"monitor-{key}", page=False)
-    monitoring.conclude(platform, SPEC, day, facts, f"monitor-{key}")
+    monitoring.conclude(platform, SPEC, SHOP, day, facts, f"monitor-{key}")
     retraining.ask(platform, SPEC, day, f"monitor-{key}")
 
 

@@ -52,7 +52,9 @@ STATES: dict[str, dict[str, Any]] = {
 
 def judge(platform: MemoryPlatform, days: int, state: str, run_id: str | None = None) -> str:
     facts = MonitoringFacts(after(days), 1, (after(days),), 60, 60, **STATES[state])
-    found = monitoring.conclude(platform, SPEC, after(days), facts.to_dict(), run_id or f"run-{days}")
+    found = monitoring.conclude(
+        platform, SPEC, examples.source(), after(days), facts.to_dict(), run_id or f"run-{days}"
+    )
     return str(found["verdict"])
 
 

@@ -107,7 +107,7 @@ def change(platform: Platform, table: str, days: list[dt.date], **columns: Any) 
 def run(platform: Platform, model: ModelSpec, as_of: dt.date = AS_OF, run_id: str = "r1") -> dict[str, Any]:
     facts = measure(platform, model, examples.source(), as_of, run_id)
     facts = json.loads(json.dumps(facts, allow_nan=False))
-    return {**facts, **conclude(platform, model, as_of, facts, run_id)}
+    return {**facts, **conclude(platform, model, examples.source(), as_of, facts, run_id)}
 
 
 def test_a_calm_window_is_ok_and_its_numbers_are_everywhere_the_same(platform: Platform) -> None:
@@ -190,6 +190,24 @@ def test_a_stopped_partition_is_broken_data(platform: Platform) -> None:
     found = run(platform, spec())
     assert found["verdict"] == "broken_data"
     assert f"outcomes of {yesterday}: stopped: 80% bad rows" in found["reasons"]
+
+
+def test_a_body_that_concludes_late_takes_no_newer_verdict_back(platform: Platform) -> None:
+    late = measure(platform, spec(), examples.source(), AS_OF, "late")
+    yesterday = AS_OF - dt.timedelta(days=1)
+    platform.mart.record_batches([batch("outcomes", yesterday, "stopped", ("80% bad rows",))])
+    assert run(platform, spec())["verdict"] == "broken_data"
+    said = conclude(platform, spec(), examples.source(), AS_OF, late, "late")
+    assert said["verdict"] == "broken_data", "it measures again"
+    [newest] = platform.mart.monitorings("late_order", until=AS_OF, limit=1)
+    assert newest["verdict"] == "broken_data"
+
+
+def test_a_verdict_is_concluded_on_what_was_measured_when_none_came_between(platform: Platform) -> None:
+    run(platform, spec())
+    facts = measure(platform, spec(), examples.source(), AS_OF, "again")
+    platform.mart.record_batches([batch("outcomes", AS_OF - dt.timedelta(days=1), "stopped", ("since",))])
+    assert conclude(platform, spec(), examples.source(), AS_OF, facts, "again")["verdict"] == "ok"
 
 
 def test_a_partition_that_was_due_and_never_came_is_broken_data(platform: Platform) -> None:
@@ -284,7 +302,9 @@ def test_a_date_never_scored_cannot_be_monitored(platform: Platform) -> None:
 def test_a_rerun_leaves_the_same_rows(platform: Platform) -> None:
     first = run(platform, spec())
     rows = platform.mart.monitorings("late_order"), platform.mart.decisions()
-    assert run(platform, spec()) == first
+    again = run(platform, spec())
+    assert again.pop("seen") is not first.pop("seen") is None  # the first verdict is what the second run found
+    assert again == first
     assert (platform.mart.monitorings("late_order"), platform.mart.decisions()) == rows
 
 

@@ -38,7 +38,8 @@ def measure(
         page: without it the facts are the same and no report is drawn, which takes most of the time.
 
     Returns:
-        `MonitoringFacts.to_dict()` and {report_uri, report_json_uri, run_id}: plain JSON values.
+        `MonitoringFacts.to_dict()` and {report_uri, report_json_uri, run_id, seen}: plain JSON values; `seen` names the
+        verdict of the date that stood before anything was read.
 
     Raises:
         NotEnoughData: `as_of` was never scored. NotFound: a table of the features is gone.
@@ -51,6 +52,7 @@ def measure(
     from include.evergreen.drift.sketch import from_bytes, sketch
     from include.evergreen.features.build import features
 
+    seen_before = _standing(platform, spec, as_of)
     scoring = platform.mart.scoring(spec.name, as_of)
     if scoring is None:
         raise NotEnoughData(f"{spec.name}: expected a scoring of {as_of} to monitor, found none")
@@ -93,14 +95,21 @@ def measure(
         else {},
         importances=bundle.facts.get("importances", {}),
     )
+    found = {**facts.to_dict(), "run_id": run_id, "seen": seen_before}
     if built is None:
-        return {**facts.to_dict(), "report_uri": None, "report_json_uri": None, "run_id": run_id}
+        return {**found, "report_uri": None, "report_json_uri": None}
     built = report.judged(built, judge(facts, spec))
     key = f"reports/{spec.name}/{as_of}"
     platform.objects.put(f"{key}.html", built.html, "text/html; charset=utf-8")
     platform.objects.put(f"{key}.json", json.dumps(built.json, allow_nan=False).encode(), "application/json")
     uris = {"report_uri": platform.objects.uri(f"{key}.html"), "report_json_uri": platform.objects.uri(f"{key}.json")}
-    return {**facts.to_dict(), **uris, "run_id": run_id}
+    return {**found, **uris}
+
+
+def _standing(platform: Platform, spec: ModelSpec, as_of: dt.date) -> str | None:
+    """The moment at which the verdict of a date was recorded; null where there is none."""
+    newest = platform.mart.monitorings(spec.name, until=as_of, limit=1)
+    return newest[0]["recorded_at"].isoformat() if newest and newest[0]["as_of"] == as_of else None
 
 
 def _context(
@@ -114,11 +123,32 @@ def _context(
     }
 
 
-def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[str, Any], run_id: str) -> dict[str, Any]:
+def conclude(
+    platform: Platform, spec: ModelSpec, source: SourceSpec, as_of: dt.date, facts: dict[str, Any], run_id: str
+) -> dict[str, Any]:
     """Judge what `measure` found; write the numbers to the mart, the verdict to the ledger, alerts to the inbox.
+
+    One at a time per model. Who finds another verdict of the date than the one that `measure` saw measures again: a
+    body that goes on late takes nothing back.
 
     Returns {verdict, reasons, guilty, version, report_uri}.
     """
+    with platform.mart.lock(f"conclude-{spec.name}"):
+        standing = _standing(platform, spec, as_of)
+        if standing != facts.get("seen", standing):
+            facts = measure(platform, spec, source, as_of, run_id, page=facts.get("report_uri") is not None)
+        verdict = _record(platform, spec, as_of, facts, run_id)
+    _alert(platform, spec, as_of, verdict, run_id)
+    return {
+        "verdict": verdict.kind,
+        "reasons": list(verdict.reasons),
+        "guilty": list(verdict.guilty),
+        "version": facts["version"],
+        "report_uri": facts.get("report_uri"),
+    }
+
+
+def _record(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[str, Any], run_id: str) -> Verdict:
     measured = MonitoringFacts.from_dict(facts)
     verdict = judge(measured, spec)
     performance = {**asdict(measured.performance), "coverage": round(measured.performance.coverage, 4)}
@@ -151,14 +181,7 @@ def conclude(platform: Platform, spec: ModelSpec, as_of: dt.date, facts: dict[st
         run_id=run_id,
         once_a_date=True,
     )
-    _alert(platform, spec, as_of, verdict, run_id)
-    return {
-        "verdict": verdict.kind,
-        "reasons": list(verdict.reasons),
-        "guilty": list(verdict.guilty),
-        "version": measured.version,
-        "report_uri": facts.get("report_uri"),
-    }
+    return verdict
 
 
 def _alert(platform: Platform, spec: ModelSpec, as_of: dt.date, verdict: Verdict, run_id: str) -> None:

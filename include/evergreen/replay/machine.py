@@ -173,7 +173,7 @@ class _Run:
                 train(platform, spec, as_of, f"scheduled-{as_of}", policy, life)
             return
         facts = monitoring.measure(platform, spec, source, as_of, key, page=False)
-        concluded = monitoring.conclude(platform, spec, as_of, facts, key)
+        concluded = monitoring.conclude(platform, spec, source, as_of, facts, key)
         life.verdicts[as_of.isoformat()] = {name: concluded[name] for name in ("verdict", "guilty", "reasons")}
         asked = retraining.ask(platform, spec, as_of, key)
         if concluded["verdict"] != "ok":
@@ -359,7 +359,7 @@ def shifts(history: History, folder: Path, step: Callable[[str], None]) -> list[
                 for delay in range(DETECT_DAYS):
                     day = first + delay * DAY
                     facts = monitoring.measure(platform, moved, history.source, day, "shift", page=False)
-                    said = monitoring.conclude(platform, moved, day, facts, f"{name}-{amount}-{delay}")
+                    said = monitoring.conclude(platform, moved, history.source, day, facts, f"{name}-{amount}-{delay}")
                     if said["verdict"] != "ok" and name in said["guilty"]:
                         first_guilty = said["guilty"][0] == name
                         seen = {"delay": delay, "verdict": said["verdict"], "named": first_guilty}
