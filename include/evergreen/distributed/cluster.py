@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from include.evergreen.errors import SettingsError, Unavailable
@@ -29,6 +30,8 @@ BEAT = 2.0
 """Seconds between two looks at it, while its answer is awaited."""
 WORKERS = 8.0
 """Seconds without any worker, after which none is waited for."""
+NEEDED = ("dask.dataframe", "include.evergreen.distributed.training", "include.evergreen.distributed.scoring")
+"""What a scheduler imports for us: it unpickles tasks."""
 
 
 @contextmanager
@@ -73,6 +76,7 @@ def connected(settings: DaskSettings | None) -> Iterator[Client]:
             raise Unavailable(f"Dask scheduler {settings.address}: expected an answer, found {_said(error)}") from error
         try:
             _workers(client)
+            watched(client, lambda: client.run_on_scheduler(_import))
             yield client
         finally:
             with suppress(Exception):  # a silent scheduler cannot be told goodbye
@@ -85,6 +89,13 @@ async def _greeting(address: str, security: Any) -> None:
 
     async with rpc(address, connection_args=security.get_connection_args("client") if security else None) as scheduler:
         await scheduler.identity()
+
+
+async def _import() -> None:
+    """On the scheduler: import beside its event loop what would stop that for seconds, on a busy machine beyond
+    `ANSWER`."""
+    for name in NEEDED:
+        await asyncio.to_thread(import_module, name)
 
 
 def _said(error: BaseException) -> str:
@@ -139,21 +150,27 @@ def watched(client: Client, work: Callable[[], T], together: bool = False) -> T:
             answer.set_exception(error)
 
     before = set(workers(client))
+
+    def lost(left: list[str]) -> Unavailable:
+        address, found = client.scheduler.address, len(before & set(left))
+        return Unavailable(f"Dask cluster {address}: expected its {len(before)} workers to stay, found {found} of them")
+
     threading.Thread(target=run, daemon=True, name="dask-answer").start()
     while not futures.wait([answer], timeout=BEAT).done:
         left = _workers(client)
         if together and not before <= set(left):
-            address = client.scheduler.address
-            raise Unavailable(f"Dask cluster {address}: expected its {len(before)} workers to stay, found {len(left)}")
+            raise lost(left)
     error = answer.exception()
     if error is None:
         return answer.result()
-    lost = isinstance(error, (KilledWorker, CommClosedError, OSError, TimeoutError, futures.CancelledError))
-    lost = lost or isinstance(error, asyncio.CancelledError)
-    gone = before - set(workers(client))  # a training cannot go on without one of its workers, whatever it says
-    if lost or gone:
-        lacking = f"; {len(gone)} of {len(before)} workers are gone" if gone else ""
-        raise Unavailable(f"Dask cluster {client.scheduler.address}: {_said(error)}{lacking}") from error
+    if together:
+        time.sleep(1)  # a worker knows of another's death before the scheduler does
+    left = workers(client)
+    if not before <= set(left):  # a training cannot go on without one of its workers, whatever it says
+        raise lost(left) from error
+    gone = (KilledWorker, CommClosedError, OSError, TimeoutError, futures.CancelledError, asyncio.CancelledError)
+    if isinstance(error, gone):
+        raise Unavailable(f"Dask cluster {client.scheduler.address}: {_said(error)}") from error
     raise error
 
 
