@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import pickle
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from include.evergreen.distributed.apart import apart, end
 from include.evergreen.distributed.cluster import connected, objects, watched, workers
 from include.evergreen.distributed.parts import bundle_at, read, share
 from include.evergreen.specs import ModelSpec
@@ -101,7 +104,7 @@ def _placed(client: Client, tasks: Sequence[tuple[Any, ...]], addresses: Sequenc
 
     spec, draft, *_ = tasks[0]
     frames = [
-        client.submit(_frame, *task, workers=[addresses[number % len(addresses)]], allow_other_workers=True, pure=False)
+        client.submit(_frame, *task, workers=[addresses[number % len(addresses)]], pure=False)
         for number, task in enumerate(tasks)
     ]
     empty = pa.table({name: pa.array([], _TYPES[feature.type]) for name, feature in spec.features.items()})
@@ -131,17 +134,20 @@ def fit(
     with connected(platform.settings.dask) as client:
         surveys = watched(client, lambda: client.gather([client.submit(_survey, spec, key, as_of) for key in keys]))
         draft = _draft(spec, surveys, as_of)
-        addresses = workers(client)
         held = {name: [k for k, s in zip(keys, surveys, strict=True) if _count(s, name)] for name in NAMES[:2]}
 
-        def tasks(name: str) -> list[tuple[Any, ...]]:
-            pieces = -(-len(addresses) // len(held[name]))  # each worker has a part in it
-            return [(spec, draft, as_of, key, name, piece, pieces) for key in held[name] for piece in range(pieces)]
-
         params = params_of(spec, overrides)
-        params, booster = watched(
-            client, lambda: _train(client, spec, params, tasks(NAMES[0]), tasks(NAMES[1]), addresses), together=True
-        )
+        with _alone(client):
+            addresses = workers(client)
+            watched(client, lambda: _idle(client, addresses), together=True)
+
+            def tasks(name: str) -> list[tuple[Any, ...]]:
+                pieces = -(-len(addresses) // len(held[name]))  # each worker has a part in it
+                return [(spec, draft, as_of, key, name, piece, pieces) for key in held[name] for piece in range(pieces)]
+
+            params, booster = watched(
+                client, lambda: _train(client, spec, params, tasks(NAMES[0]), tasks(NAMES[1]), addresses), together=True
+            )
         model = ModelBundle(draft.model, as_of, booster, draft.features, draft.categories)
         shared = share(platform.objects, model, f"{prefix}/model")
         compute = {"kind": "dask", "workers": len(addresses), "partitions": len(keys)}
@@ -153,6 +159,37 @@ def fit(
             return files
 
         return ModelBundle.from_files(watched(client, finish))
+
+
+@contextmanager
+def _alone(client: Client) -> Iterator[None]:
+    """One training at a time on a cluster, its tracker in a process apart. Raises Unavailable."""
+    from distributed import Lock
+
+    lock, ask = Lock("evergreen-training"), client.run_on_scheduler  # a dead client's is free after some 30 s
+    watched(client, lock.acquire)
+    try:
+        watched(client, lambda: ask(_unlock))
+        client.run_on_scheduler = lambda *call: ask(apart, client.id, pickle.dumps((call[0], call[1:])))
+        yield
+    finally:
+        client.run_on_scheduler = ask
+        with suppress(Exception):  # a silent scheduler, or a closed client
+            watched(client, lambda: (ask(end, client.id), lock.release()))
+
+
+def _idle(client: Client, addresses: Sequence[str]) -> None:
+    """Wait for what workers still compute, maybe for a killed client: Dask gives parts of a busy one to others, and
+    XGBoost refuses a worker that has none."""
+    client.gather([client.submit(len, (), workers=[address], pure=False) for address in addresses])
+
+
+def _unlock(dask_scheduler: Any) -> None:
+    """On the scheduler: free the workers that XGBoost locked for a client that was killed since. It does not do so
+    itself, and the next training would wait for ever."""
+    locks = dask_scheduler.extensions["multi_locks"]
+    for held in list(locks.requests):
+        locks.release(id=held)
 
 
 def _count(survey: _Survey, name: str) -> int:
