@@ -112,6 +112,24 @@ def _placed(client: Client, tasks: Sequence[tuple[Any, ...]], addresses: Sequenc
     return dataframe.from_delayed(frames, meta=meta, verify_meta=False)
 
 
+def _settle(client: Client, matrix: Any, addresses: Sequence[str]) -> None:
+    """Bring each part to the worker it was meant for. Dask gives parts of a slow worker to the others, and XGBoost
+    refuses a worker that has none."""
+    from distributed import wait
+
+    held = {part.key: part for parts in matrix.worker_map.values() for part in parts}
+    placed: dict[str, list[Any]] = {address: [] for address in addresses}
+    for key, number in matrix.partition_order.items():
+        address = addresses[number % len(addresses)]
+        placed[address].append(client.submit(_same, held[key], workers=[address], pure=False))
+    wait([part for parts in placed.values() for part in parts])
+    matrix.worker_map = placed
+
+
+def _same(part: Any) -> Any:
+    return part
+
+
 _TYPES = {"number": pa.float32(), "category": pa.string()}
 
 
@@ -179,8 +197,7 @@ def _alone(client: Client) -> Iterator[None]:
 
 
 def _idle(client: Client, addresses: Sequence[str]) -> None:
-    """Wait for what workers still compute, maybe for a killed client: Dask gives parts of a busy one to others, and
-    XGBoost refuses a worker that has none."""
+    """Wait for what workers still compute, maybe for a client that was killed."""
     client.gather([client.submit(len, (), workers=[address], pure=False) for address in addresses])
 
 
@@ -235,6 +252,8 @@ def _train(
     features = list(spec.features)
     made = on_dask.DaskQuantileDMatrix(client, rows[features], rows["label"], enable_categorical=True)
     unseen = on_dask.DaskQuantileDMatrix(client, held[features], held["label"], enable_categorical=True, ref=made)
+    for matrix in (made, unseen):
+        _settle(client, matrix, addresses)
 
     def trained(tried: dict[str, Any]) -> Any:
         return on_dask.train(
