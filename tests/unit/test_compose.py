@@ -77,6 +77,14 @@ def test_nothing_of_airflow_starts_before_the_init_job_ended() -> None:
     assert set(SERVICES["init"]["depends_on"]) == {"postgres", "object-store"}
 
 
+def test_stores_are_stopped_after_those_that_use_them() -> None:
+    """Not by way of `init`: compose 1.29 does not follow a container that has ended."""
+    for name in (*AIRFLOW, "mlflow"):
+        assert {"postgres", "object-store"} <= set(SERVICES[name]["depends_on"]), name
+    assert "redis" in SERVICES["scheduler"]["depends_on"]
+    assert {"redis", "mlflow", "api-server"} <= set(SERVICES["worker"]["depends_on"])
+
+
 def test_no_service_is_privileged_and_all_but_the_object_store_drop_every_capability() -> None:
     for name, service in SERVICES.items():
         assert "no-new-privileges:true" in service["security_opt"], name
