@@ -150,11 +150,12 @@ def features(
             connection.register(table, rows)
         connection.execute(f"create temp table entities as {entities} and {PARTITION} between ? and ?", [since, until])
         expected = connection.execute("select count(*) from entities").fetchall()[0][0]
-        connection.execute(f"create temp table result as {spec.sql.rstrip().rstrip(';')}")
-        found = {row[0] for row in connection.execute("describe result").fetchall()}
-        missing = [name for name in (*spec.entity.key, "as_of", *spec.features) if name not in found]
+        result = connection.sql(spec.sql)
+        missing = [name for name in (*spec.entity.key, "as_of", *spec.features) if name not in result.columns]
         if missing:
-            raise DataError(f"features.sql of {spec.name}: expected the columns {missing}, found {sorted(found)}")
+            raise DataError(
+                f"features.sql of {spec.name}: expected the columns {missing}, found {sorted(result.columns)}"
+            )
         columns = [
             keys,
             "cast(as_of as date) as as_of",
@@ -163,15 +164,14 @@ def features(
                 for name, feature in spec.features.items()
             ),
         ]
-        made, distinct = connection.execute(f"select count(*), count(distinct ({keys}, as_of)) from result").fetchall()[
-            0
-        ]
-        if made != expected or distinct != expected:
+        rows = result.project(", ".join(columns)).order(f"as_of, {keys}").to_arrow_table()
+        distinct = rows.group_by([*spec.entity.key, "as_of"]).aggregate([]).num_rows
+        if rows.num_rows != expected or distinct != expected:
             raise DataError(
                 f"features.sql of {spec.name}: expected one row for each of {expected} entities, "
-                f"found {made} rows for {distinct}"
+                f"found {rows.num_rows} rows for {distinct}"
             )
-        return connection.sql(f"select {', '.join(columns)} from result order by as_of, {keys}").to_arrow_table()
+        return rows
 
 
 def labels(
