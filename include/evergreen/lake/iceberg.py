@@ -254,7 +254,7 @@ class IcebergLake:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._planned: OrderedDict[tuple[str, int], list[FileScanTask]] = OrderedDict()
+        self._planned: OrderedDict[tuple[str, int], list[tuple[dt.date, FileScanTask]]] = OrderedDict()
         self._lock = threading.Lock()
         self._warehouse = f"s3://{settings.object_store.lake_bucket}/iceberg"
 
@@ -458,21 +458,24 @@ class IcebergLake:
             raise NotFound(f"lake table {table}: expected snapshot {snapshot}, found {known} other(s)")
         return found, found.scan(snapshot_id=snapshot)
 
-    def _tasks(self, found: Table, scan: DataScan) -> list[FileScanTask]:
-        """Every file of the scan's snapshot; of the latest snapshots they are known already, which never change."""
+    def _tasks(self, found: Table, scan: DataScan) -> list[tuple[dt.date, FileScanTask]]:
+        """Every file of the scan's snapshot with its partition, in partition and written order; of the latest
+        snapshots they are known already, which never change."""
         snapshot = scan.snapshot()
         if snapshot is None:
             return []
         place = (found.location(), snapshot.snapshot_id)
         with self._lock:
             known = self._planned.get(place)
-        tasks = list(scan.plan_files()) if known is None else known
+        if known is None:
+            dated = [(_day(task.file), task) for task in scan.plan_files()]
+            known = sorted(dated, key=lambda one: (one[0], _order(one[1].file)))
         with self._lock:
-            self._planned[place] = tasks
+            self._planned[place] = known
             self._planned.move_to_end(place)
             while len(self._planned) > PLANS:
                 self._planned.popitem(last=False)
-        return tasks
+        return known
 
     def schema(self, table: str, snapshot: int | None = None) -> pa.Schema:
         """The columns of `read`. Raises NotFound (table, snapshot), Unavailable."""
@@ -494,8 +497,7 @@ class IcebergLake:
         first, last = since or dt.date.min, until or dt.date.max
         with self._errors(table):
             # a file is of one partition: no filter is left over, which PyIceberg would work out file by file
-            wanted = [task for task in self._tasks(found, scan) if first <= _day(task.file) <= last]
-        tasks = sorted(wanted, key=lambda task: (_day(task.file), _order(task.file)))
+            tasks = [task for day, task in self._tasks(found, scan) if first <= day <= last]
         arrow_scan = ArrowScan(found.metadata, found.io, scan.projection(), scan.row_filter)
 
         def reader(task: FileScanTask) -> Callable[[], pa.Table]:
@@ -823,10 +825,8 @@ def _whole(found: Table, task: FileScanTask, columns: Sequence[str]) -> pa.Table
     if task.delete_files or not isinstance(task.residual, AlwaysTrue):
         return None
     with found.io.new_input(task.file.file_path).open() as source:
-        file = parquet.ParquetFile(source)
-        if not set(columns) <= set(file.schema_arrow.names):
-            return None
-        return file.read(list(columns), use_threads=False)
+        rows = parquet.ParquetFile(source).read(list(columns), use_threads=False)
+        return rows if rows.num_columns == len(columns) else None
 
 
 def _ahead(readers: Sequence[Callable[[], pa.Table]]) -> Iterator[pa.Table]:
