@@ -8,7 +8,9 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -120,6 +122,35 @@ def test_dead_endpoint_is_unavailable_within_its_timeouts(dead_endpoint: str) ->
         with pytest.raises(Unavailable, match=dead_endpoint):
             call()
         assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("answers", [["short", "whole"], ["short", "short"], ["busy", "whole"]], ids="-then-".join)
+def test_a_broken_answer_is_asked_again(answers: list[str]) -> None:
+    left = list(answers)
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = left.pop(0)
+            body = b"" if answer == "busy" else b"0123456789"
+            self.send_response(503 if answer == "busy" else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:4] if answer == "short" else body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing to say."""
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        objects = S3Objects(ObjectStoreSettings(endpoint=endpoint, access_key="a", secret_key="b"), "lake", QUICK)
+        if answers[-1] == "whole":
+            assert objects.get("x") == b"0123456789"
+        else:
+            with pytest.raises(Unavailable, match=f"s3://lake/x: expected an answer from {endpoint}, found"):
+                objects.get("x")
+        server.shutdown()
+    assert not left
 
 
 def test_server_keys_stay_out_of_the_command_line(tmp_path: Path) -> None:
