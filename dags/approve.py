@@ -20,12 +20,13 @@ import datetime as dt
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import DAG, Param, PartitionedAssetTimetable, task
+from airflow.sdk import DAG, Param, PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, notify, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
+from include.evergreen.orchestration.tasks import task
 from include.evergreen.pipeline import approval as steps
 from include.evergreen.specs import ModelSpec
 
@@ -45,14 +46,14 @@ def approve(model: ModelSpec) -> DAG:
     """The approval DAG of one model."""
     champion, asked = assets.champion(model.name), assets.approval_requested(model.name)
 
-    @task(multiple_outputs=False)
+    @task
     def prepare() -> dict[str, Any]:
         version = runs.params()["version"]
         prepared = steps.prepare(platform(), model, runs.payloads(asked), version, runs.run_key())
         notify.deliver()
         return prepared
 
-    @task(outlets=[champion], multiple_outputs=False)
+    @task(outlets=[champion])
     def conclude(request: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
         done = steps.conclude(platform(), model, request, response, runs.run_key())
         if done["effective_from"] is None:
@@ -66,6 +67,7 @@ def approve(model: ModelSpec) -> DAG:
         doc_md=__doc__,
         schedule=PartitionedAssetTimetable(assets=asked),
         start_date=defaults.midnight(model.start_date),
+        catchup=False,
         max_active_runs=8,
         dagrun_timeout=dt.timedelta(hours=model.approval_hours) + dt.timedelta(days=1),
         default_args=defaults.default_args(model.owner),
@@ -82,7 +84,7 @@ def approve(model: ModelSpec) -> DAG:
             assigned_users=[{"id": name, "name": name} for name in model.approvers] or None,
         )
         request >> answer
-        conclude(request, answer.output)  # type: ignore[arg-type]
+        conclude(request, answer.output)
 
     return defaults.finish(dag, FORM)
 

@@ -21,12 +21,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from airflow.sdk import DAG, PartitionedAssetTimetable, task
+from airflow.sdk import DAG, PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, notify, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
+from include.evergreen.orchestration.tasks import task
 from include.evergreen.pipeline import monitoring as steps
 from include.evergreen.pipeline import retraining
 from include.evergreen.specs import ModelSpec, SourceSpec
@@ -38,11 +39,11 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
     """The monitoring DAG of one model."""
     retrain = assets.retrain_requested(model.name)
 
-    @task(multiple_outputs=False)
+    @task
     def measure() -> dict[str, Any]:
         return steps.measure(platform(), model, source, runs.as_of(), runs.run_key())
 
-    @task(multiple_outputs=False)
+    @task
     def conclude(facts: dict[str, Any]) -> dict[str, Any]:
         concluded = steps.conclude(platform(), model, source, runs.as_of(), facts, runs.run_key())
         notify.deliver()
@@ -61,6 +62,7 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
         doc_md=__doc__,
         schedule=PartitionedAssetTimetable(assets=assets.predictions(model.name)),
         start_date=defaults.midnight(model.start_date),
+        catchup=False,
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=2),
         default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
@@ -68,7 +70,7 @@ def monitor(model: ModelSpec, source: SourceSpec) -> DAG:
         tags=["monitor", model.name],
     ) as dag:
         facts = link(measure(), "Drift report", f"/reports/{model.name}/{{as_of}}")
-        ask_retrain(conclude(facts))  # type: ignore[arg-type]
+        ask_retrain(conclude(facts))
 
     return defaults.finish(dag, FORM)
 

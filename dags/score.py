@@ -19,11 +19,12 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from airflow.sdk import DAG, PartitionedAssetTimetable, task
+from airflow.sdk import DAG, PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
+from include.evergreen.orchestration.tasks import task
 from include.evergreen.pipeline import scoring as steps
 from include.evergreen.specs import ModelSpec, SourceSpec
 
@@ -34,13 +35,13 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
     """The scoring DAG of one model."""
     predictions = assets.predictions(model.name)
 
-    @task(multiple_outputs=False)
+    @task
     def predict() -> dict[str, Any]:
         if not platform().mart.champion_history(model.name):
             raise AirflowSkipException(f"no champion yet: trigger train__{model.name}")
         return steps.predict(platform(), model, source, runs.as_of(), runs.run_key())
 
-    @task(outlets=[predictions], multiple_outputs=False)
+    @task(outlets=[predictions])
     def publish(staged: dict[str, Any]) -> dict[str, Any]:
         published = steps.publish(platform(), model, source, runs.as_of(), staged, runs.run_key())
         runs.emit(predictions, runs.as_of().isoformat(), version=staged["version"], rows=staged["rows"])
@@ -52,13 +53,14 @@ def score(model: ModelSpec, source: SourceSpec) -> DAG:
         doc_md=__doc__,
         schedule=PartitionedAssetTimetable(assets=assets.trusted(source.name)),
         start_date=defaults.midnight(model.start_date),
+        catchup=False,
         max_active_runs=4,
         dagrun_timeout=dt.timedelta(hours=2),
         default_args=defaults.default_args(model.owner, defaults.POOL_SCORING),
         **defaults.watched("score"),
         tags=["score", model.name],
     ) as dag:
-        publish(predict())  # type: ignore[arg-type]
+        publish(predict())
 
     return defaults.finish(dag, FORM)
 

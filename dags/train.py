@@ -20,12 +20,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from airflow.sdk import DAG, CronPartitionTimetable, Param, PartitionedAssetTimetable, task
+from airflow.sdk import DAG, CronPartitionTimetable, Param, PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
+from include.evergreen.orchestration.tasks import task
 from include.evergreen.pipeline import retraining
 from include.evergreen.pipeline import training as steps
 from include.evergreen.specs import ModelSpec
@@ -44,32 +45,32 @@ def train(model: ModelSpec) -> DAG:
     champion, retrain = assets.champion(model.name), assets.retrain_requested(model.name)
     approval = assets.approval_requested(model.name)
 
-    @task(multiple_outputs=False)
+    @task
     def build() -> dict[str, Any]:
         reason = runs.reason(retrain)
         retraining.record_by_hand(platform(), model, runs.as_of(), runs.run_key(), reason, runs.person())
         return steps.build(platform(), model, runs.as_of(), runs.run_key(), reason, runs.params()["window_days"])
 
-    @task(multiple_outputs=False)
+    @task
     def check_leaks(built: dict[str, Any]) -> dict[str, Any]:
         return steps.check_leaks(platform(), model, runs.as_of(), built)
 
-    @task(multiple_outputs=False)
+    @task
     def fit(built: dict[str, Any]) -> dict[str, Any]:
         overrides = runs.params()["hyper_parameters"]
         return steps.fit(platform(), model, runs.as_of(), runs.run_key(), built, overrides)
 
-    @task(multiple_outputs=False)
+    @task
     def gate(built: dict[str, Any], fitted: dict[str, Any], leaks: dict[str, Any]) -> dict[str, Any]:
         decided = steps.decide(platform(), model, runs.as_of(), runs.run_key(), built, fitted, leaks)
         retraining.close_halt(platform(), model, runs.as_of(), decided)
         return decided
 
-    @task(multiple_outputs=False)
+    @task
     def register(built: dict[str, Any], fitted: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
         return steps.register(platform(), model, runs.as_of(), runs.run_key(), built, fitted, decided)
 
-    @task(outlets=[champion], multiple_outputs=False)
+    @task(outlets=[champion])
     def promote(registered: dict[str, Any], decided: dict[str, Any]) -> dict[str, Any]:
         if not decided["accepted"]:
             raise AirflowSkipException(f"refused: {'; '.join(decided['reasons'])}")
@@ -89,6 +90,7 @@ def train(model: ModelSpec) -> DAG:
         doc_md=__doc__,
         schedule=PartitionedAssetTimetable(assets=retrain),
         start_date=defaults.midnight(model.start_date),
+        catchup=False,
         max_active_runs=1,
         dagrun_timeout=dt.timedelta(hours=6),
         default_args=defaults.default_args(model.owner, defaults.POOL_TRAINING, timeout_minutes=180),
@@ -96,12 +98,12 @@ def train(model: ModelSpec) -> DAG:
         tags=["train", model.name],
     ) as dag:
         built = build()
-        leaks = check_leaks(built)  # type: ignore[arg-type]
-        fitted = fit(built)  # type: ignore[arg-type]
-        decided = gate(built, fitted, leaks)  # type: ignore[arg-type]
-        registered = link(register(built, fitted, decided), "Model card", "/cards/{model}/{version}")  # type: ignore[arg-type]
+        leaks = check_leaks(built)
+        fitted = fit(built)
+        decided = gate(built, fitted, leaks)
+        registered = link(register(built, fitted, decided), "Model card", "/cards/{model}/{version}")
         conclude = ask_approval if model.approval == "human" else promote
-        conclude(registered, decided)  # type: ignore[arg-type]
+        conclude(registered, decided)
 
     return defaults.finish(dag, FORM)
 
