@@ -20,13 +20,13 @@ import datetime as dt
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import DAG, Param, PartitionedAssetTimetable
+from airflow.sdk import Param, PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, notify, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
-from include.evergreen.orchestration.tasks import task
+from include.evergreen.orchestration.quick import DAG, task
 from include.evergreen.pipeline import approval as steps
 from include.evergreen.specs import ModelSpec
 

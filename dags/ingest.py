@@ -21,12 +21,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from airflow.sdk import DAG, CronPartitionTimetable, Param, task, task_group
+from airflow.sdk import CronPartitionTimetable, Param, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
+from include.evergreen.orchestration.quick import DAG
 from include.evergreen.orchestration.sensors import DeliverySensor
 from include.evergreen.pipeline import ingest as steps
 from include.evergreen.specs import SourceSpec

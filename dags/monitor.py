@@ -21,13 +21,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from airflow.sdk import DAG, PartitionedAssetTimetable
+from airflow.sdk import PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, notify, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
-from include.evergreen.orchestration.tasks import task
+from include.evergreen.orchestration.quick import DAG, task
 from include.evergreen.pipeline import monitoring as steps
 from include.evergreen.pipeline import retraining
 from include.evergreen.specs import ModelSpec, SourceSpec

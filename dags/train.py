@@ -20,13 +20,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from airflow.sdk import DAG, CronPartitionTimetable, Param, PartitionedAssetTimetable
+from airflow.sdk import CronPartitionTimetable, Param, PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.connections import platform
 from include.evergreen.orchestration.links import link
-from include.evergreen.orchestration.tasks import task
+from include.evergreen.orchestration.quick import DAG, task
 from include.evergreen.pipeline import retraining
 from include.evergreen.pipeline import training as steps
 from include.evergreen.specs import ModelSpec

@@ -10,9 +10,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from include.evergreen.health.facts import Alert
+if TYPE_CHECKING:
+    from include.evergreen.health.facts import Alert
+
 
 Said = Literal["opened", "reminder", "recovered"]
 

@@ -6,10 +6,13 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from include.evergreen.alerts.cause import KINDS, fit
 from include.evergreen.alerts.delivery import Due
-from include.evergreen.health.facts import Alert
+
+if TYPE_CHECKING:
+    from include.evergreen.health.facts import Alert
 
 MAX_TITLE = 150
 MAX_LISTED = 20

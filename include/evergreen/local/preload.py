@@ -51,6 +51,7 @@ MODULES = (
     "include.evergreen.mart.store",
     "include.evergreen.orchestration.defaults",
     "include.evergreen.orchestration.notify",
+    "include.evergreen.orchestration.quick",
     "include.evergreen.orchestration.runs",
     "include.evergreen.orchestration.sensors",
     "include.evergreen.pipeline.approval",

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk import ExceptionRetryPolicy, Param, RetryAction, RetryRule
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert
@@ -20,9 +20,9 @@ from include.evergreen.alerts.cause import RUNBOOKS
 from include.evergreen.local.layout import full_disk
 from include.evergreen.orchestration import alarms
 from include.evergreen.orchestration.deadline import RunCreated
+from include.evergreen.orchestration.quick import DAG
 
 log = logging.getLogger("evergreen")
-
 NOT_WORTH_A_RETRY = [
     f"include.evergreen.errors.{name}"
     for name in (
@@ -35,6 +35,10 @@ NOT_WORTH_A_RETRY = [
         "Refused",
     )
 ]
+RETRIES = ExceptionRetryPolicy(
+    rules=[RetryRule(exception=NOT_WORTH_A_RETRY, action=RetryAction.FAIL, reason="the same input fails again")]
+)
+"""Of every task."""
 
 LATE_MINUTES = {"ingest": 60, "score": 90, "monitor": 180}
 """A run of these that has not ended so long after it was queued is late; the wait for files comes on top."""
@@ -133,13 +137,7 @@ def default_args(owner: str, pool: str | None = None, timeout_minutes: float = 3
         "retry_delay": timedelta(seconds=10),
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=10),
-        "retry_policy": ExceptionRetryPolicy(
-            rules=[
-                RetryRule(
-                    exception=list(NOT_WORTH_A_RETRY), action=RetryAction.FAIL, reason="the same input fails again"
-                )
-            ]
-        ),
+        "retry_policy": RETRIES,
         "execution_timeout": timedelta(minutes=timeout_minutes),
         "on_failure_callback": [on_failure],
         "on_success_callback": [alarms.task_done],

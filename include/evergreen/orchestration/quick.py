@@ -1,7 +1,7 @@
-"""`task` for the DAGs that every model has: Airflow's `@task` for plain functions, at half of its price.
+"""`DAG` and `task` for the DAGs that every model has: Airflow's, made in half of the time.
 
-Airflow's fills in the arguments of four classes, one after the other, and reads the function's signature in each. A
-`PythonOperator` is two and reads none; it runs a function in the same way. The UI shows both as `@task`.
+Airflow's `@task` fills in the arguments of four classes, one after the other, and reads the function's signature in
+each. A `PythonOperator` is two and reads none; it runs a function in the same way. The UI shows both as `@task`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, overload
 
+from airflow import sdk
 from airflow.providers.standard.operators.python import PythonOperator
 
 Function = Callable[..., Any]
+
+
+class DAG(sdk.DAG):
+    """Airflow asks for its hash twice for every edge, and writes the schedule out each time; equal DAGs share an id."""
+
+    def __hash__(self) -> int:
+        return hash(self.dag_id)
 
 
 class Step(PythonOperator):
