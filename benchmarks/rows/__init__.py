@@ -355,7 +355,7 @@ ROWS: dict[str, Row] = {
                 lambda f: f.median("every@300"),
                 1.5,
                 "s",
-                cause="Airflow makes 1,205 DAGs and 3,610 operators, about 0.4 ms each; the specs are a quarter of it.",
+                cause="Airflow makes 3,610 operators, 0.2 ms each, and 1,205 DAGs; specs and imports are a fifth each.",
             ),
             Bound("task start, more", lambda f: f.median("task@300") - f.median("task@1"), 0.1, "s"),
         ),
