@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+import time
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import pyarrow as pa
 from include.evergreen.distributed.apart import apart, end
 from include.evergreen.distributed.cluster import connected, objects, watched, workers
 from include.evergreen.distributed.parts import bundle_at, read, share
+from include.evergreen.errors import Unavailable
 from include.evergreen.specs import ModelSpec
 from include.evergreen.training.bundle import ModelBundle
 from include.evergreen.training.fit import (
@@ -190,10 +194,26 @@ def _alone(client: Client) -> Iterator[None]:
         watched(client, lambda: ask(_unlock))
         client.run_on_scheduler = lambda *call: ask(apart, client.id, pickle.dumps((call[0], call[1:])))
         yield
+    except Unavailable:
+        with suppress(Exception):
+            _restart(client)
+        raise
     finally:
         client.run_on_scheduler = ask
         with suppress(Exception):  # a silent scheduler, or a closed client
             watched(client, lambda: (ask(end, client.id), lock.release()))
+
+
+def _restart(client: Client) -> None:
+    """Have the workers start anew, without waiting for it: one that was connecting to a lost one waits for ever."""
+    left = workers(client)
+
+    def ask() -> None:
+        with suppress(Exception, CancelledError):  # the client is closed meanwhile
+            client.restart_workers(left, raise_for_error=False)
+
+    Thread(target=ask, daemon=True).start()
+    time.sleep(1)  # it is sent: the scheduler goes on without this client
 
 
 def _idle(client: Client, addresses: Sequence[str]) -> None:
