@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import pickle
 import threading
 from collections import defaultdict
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,10 +20,10 @@ _running: dict[str, list[Connection]] = defaultdict(list)
 """On the scheduler, by client: a process ends with its connection."""
 
 
-async def apart(client: str, call: bytes) -> Any:
-    """On the scheduler: the answer of a pickled (function, arguments), made by a process that lives as long as the
-    threads of the function, until `end`, and no longer than the scheduler. Raises what the function raises."""
-    return await asyncio.to_thread(_started, client, call)
+async def apart(client: str, module: str, name: str, *arguments: Any) -> Any:
+    """On the scheduler: the answer of a module's function, made by a process that lives as long as the threads of the
+    function, until `end`, and no longer than the scheduler. Raises what the function raises."""
+    return await asyncio.to_thread(_started, client, module, name, arguments)
 
 
 async def end(client: str) -> None:
@@ -32,11 +32,11 @@ async def end(client: str) -> None:
         connection.close()
 
 
-def _started(client: str, call: bytes) -> Any:
+def _started(client: str, module: str, name: str, arguments: tuple[Any, ...]) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["xgboost.dask"])  # once for all trainings
     mine, its = context.Pipe()
-    context.Process(target=_run, args=(call, its), daemon=True).start()
+    context.Process(target=_run, args=(its, module, name, arguments), daemon=True).start()
     its.close()
     _running[client].append(mine)
     answer, error = mine.recv()
@@ -45,11 +45,10 @@ def _started(client: str, call: bytes) -> Any:
     return answer
 
 
-def _run(call: bytes, connection: Connection) -> None:
+def _run(connection: Connection, module: str, name: str, arguments: tuple[Any, ...]) -> None:
     before = set(threading.enumerate())
     try:
-        function, arguments = pickle.loads(call)  # noqa: S301
-        connection.send((function(*arguments), None))
+        connection.send((getattr(import_module(module), name)(*arguments), None))
     except Exception as error:
         connection.send((None, error))
     threads = set(threading.enumerate()) - before

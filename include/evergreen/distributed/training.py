@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import pickle
 import time
 from asyncio import CancelledError
 from collections import Counter
@@ -192,7 +191,9 @@ def _alone(client: Client) -> Iterator[None]:
     watched(client, lock.acquire)
     try:
         watched(client, lambda: ask(_unlock))
-        client.run_on_scheduler = lambda *call: ask(apart, client.id, pickle.dumps((call[0], call[1:])))
+        client.run_on_scheduler = lambda function, *arguments: ask(
+            apart, client.id, function.__module__, function.__name__, *arguments
+        )
         yield
     except Unavailable:
         with suppress(Exception):
