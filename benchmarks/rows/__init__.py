@@ -230,6 +230,7 @@ def _start(found: Found) -> list[str]:
     ]
 
 
+LAW = ("engine@1", "engine@10", "engine@100")
 ROWS: dict[str, Row] = {
     "loop": Row(
         "the whole loop on 336,776 flights through Airflow",
@@ -268,12 +269,12 @@ ROWS: dict[str, Row] = {
     "ingest": Row(
         "ingest and validate one CSV of 3.4 M rows",
         "DuckDB: the same rules by hand, `copy` to Parquet",
-        (Run("engine", 10), Run("bare", 10), Run("engine", 1), Run("bare", 1)),
+        (Run("engine", 10), Run("bare", 10), Run("engine", 1), Run("bare", 1), Run("engine", 100, 1, large=True)),
         (
             Bound("time", lambda f: f.ratio("engine@10", "bare@10"), 3.0),
             Bound("peak memory", lambda f: f.median("engine@10", "peak_mib") / GIB, 1.5, "GiB"),
         ),
-        ("engine@1", "engine@10"),
+        LAW,
         lambda f: [_same(f, "engine@10", "bare@10", fact="quarantined")],
     ),
     "scoring": Row(
@@ -291,38 +292,52 @@ ROWS: dict[str, Row] = {
             Bound("rows/s", lambda f: f.ratio("engine@10", "bare@10", "rows_per_second"), 0.8, at_least=True),
             Bound("peak memory", lambda f: f.median("engine@10", "peak_mib") / GIB, 0.8, "GiB"),
         ),
-        ("engine@1", "engine@10", "engine@100"),
+        LAW,
         _scoring,
     ),
     "training": Row(
         "train on 3.4 M rows",
         "XGBoost on a QuantileDMatrix of a frame in memory",
-        (Run("engine", 10), Run("bare", 10), Run("engine", 1)),
+        (Run("engine", 10), Run("bare", 10), Run("engine", 1), Run("engine", 100, 1, large=True)),
         (
             Bound("time", lambda f: f.ratio("engine@10", "bare@10"), 1.15),
             Bound("peak memory", lambda f: f.ratio("engine@10", "bare@10", "peak_mib"), 0.7),
         ),
-        ("engine@1", "engine@10"),
+        LAW,
         _training,
     ),
     "drift": Row(
         "drift report on 3.4 M rows",
         "Evidently on all rows",
-        (Run("engine", 10), Run("few", 10), Run("bare", 10), Run("engine", 1)),
+        (Run("engine", 10), Run("few", 10), Run("bare", 10), Run("engine", 1), Run("engine", 100, 1, large=True)),
         (
             Bound("times as fast", lambda f: f.ratio("bare@10", "engine@10"), 30, at_least=True),
-            Bound("largest difference of a score", _far, 0.002, ""),
+            Bound(
+                "largest difference of a score",
+                _far,
+                0.002,
+                "",
+                cause="A category's shares are whole parts of 5,000: rare ones are rounded, and a distance near zero "
+                "feels it. 10,000 rows give 0.0014, and want thresholds calibrated anew.",
+            ),
             Bound("verdicts that differ", _differ, 0, ""),
             Bound("time against 30 thousand rows", lambda f: f.ratio("engine@10", "few@10"), 1.5),
         ),
-        ("engine@1", "engine@10"),
+        LAW,
         _drift,
     ),
     "features": Row(
         "features of 90 as-of dates",
         "the same SQL in DuckDB on the same Parquet files",
         (Run("engine", 1), Run("bare", 1), Run("engine", 3), Run("bare", 3)),
-        (Bound("time", lambda f: f.ratio("engine@1", "bare@1"), 1.3),),
+        (
+            Bound(
+                "time",
+                lambda f: f.ratio("engine@1", "bare@1"),
+                1.3,
+                cause="The engine gets each file of a day from an S3 server; DuckDB opens it on the disk.",
+            ),
+        ),
         ("engine@1", "engine@3"),
         lambda f: [_same(f, "engine@1", "bare@1", fact="sum")],
     ),

@@ -72,7 +72,7 @@ def test_the_page_is_written_all_the_same(kept: Path) -> None:
     ]
     assert "| time | 2x | at most 1.30x | **no**, provisional: " in text
     assert "not measured" in text
-    assert "- `features`, time: 2x, at most 1.30x. The cause is not known.\n" in text
+    assert "- `features`, time: 2x, at most 1.30x. The engine gets each file of a day from an S3 server; " in text
     assert "| load | cores busy for others during the runs: not recorded |" in text
     assert "Both sides agree on quarantined: engine@10 4, bare@10 4." in text
     assert "| ingest | 1 to 10 | 10.0 | 6.7 |" in text
