@@ -30,8 +30,13 @@ BEAT = 2.0
 """Seconds between two looks at it, while its answer is awaited."""
 WORKERS = 8.0
 """Seconds without any worker, after which none is waited for."""
-NEEDED = ("dask.dataframe", "include.evergreen.distributed.training", "include.evergreen.distributed.scoring")
-"""What a scheduler imports for us: it unpickles tasks."""
+NEEDED = (
+    "dask.dataframe",
+    "xgboost.dask",
+    "include.evergreen.distributed.training",
+    "include.evergreen.distributed.scoring",
+)
+"""What a scheduler imports for us: it unpickles tasks, also those of XGBoost."""
 
 
 @contextmanager
