@@ -66,10 +66,10 @@ test-chaos-steps: $(CLUSTER_STAMP) test-tools cluster-tools ## Faults at the ste
 test-chaos-stacks: ## Faults in whole stacks: killed processes, power cut, a full disk; root or sudo
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-chaos-embedded test-chaos-cluster
 
-test-chaos-embedded: $(CLUSTER_STAMP) test-tools cluster-tools
+test-chaos-embedded: $(CLUSTER_STAMP) test-tools cluster-tools ## The embedded stack: a kill at every step, orphans, power cut, a full disk
 	$(BIN)/pytest tests/chaos/airflow --durations=10 $(ARGS)
 
-test-chaos-cluster: $(CLUSTER_STAMP) test-tools cluster-tools
+test-chaos-cluster: $(CLUSTER_STAMP) test-tools cluster-tools ## The cluster: each of its parts killed, all at once too
 	$(BIN)/pytest tests/chaos/cluster --durations=10 $(ARGS)
 
 cluster-tools: ## Install Debian's PostgreSQL and Redis for the cluster, unless they are there
