@@ -159,7 +159,14 @@ def test_killing_a_part_ends_the_rest_and_names_it(stack: str, env: dict[str, st
 @pytest.mark.parametrize("how", ["ctrl-c", "killed", "killed with its guard"])
 def test_however_the_supervisor_ends_no_process_is_left(env: dict[str, str], layout: Layout, how: str) -> None:
     command = [sys.executable, "-m", "include.evergreen.local", "up", "--foreground"]
-    supervisor = subprocess.Popen(command, env=env, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    supervisor = subprocess.Popen(
+        command,
+        env=env,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     assert supervisor.stdout is not None
     if how == "ctrl-c":
         assert supervisor.stdout.readline().startswith(b"ready")
