@@ -258,10 +258,6 @@ class Cluster(Stack):
         argv = [sys.executable, *self.services["init"]["command"][1:]]
         self._finish(self._run("init", argv, env=self._env_of("init")), timeout=300)
 
-    def wait_ready(self, timeout: float = 300) -> None:
-        """As the stack's; two workers load the libraries of their tasks first."""
-        super().wait_ready(timeout)
-
     def _load_settings(self) -> None:
         """The job `init` did."""
 

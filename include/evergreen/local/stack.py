@@ -44,6 +44,8 @@ OBJECT_STORE = "object-store"
 LOG_SERVER = "log-server"
 STOP_ORDER = (("scheduler", "triggerer", "dag-processor"), ("api-server", LOG_SERVER), (OBJECT_STORE,))
 """Who writes ends before what is written to; tasks need the api-server and the object store to end in order."""
+READY_SECONDS = 300
+"""A part that ends is named at once; one that lives imports for minutes on a busy machine."""
 TAIL_LINES = 15
 
 
@@ -244,7 +246,7 @@ class Stack:
 
     # --- readiness ---------------------------------------------------------------------------------------------------
 
-    def wait_ready(self, timeout: float = 120) -> None:
+    def wait_ready(self, timeout: float = READY_SECONDS) -> None:
         """Return once every part answers and the settings file is loaded.
 
         Raises:

@@ -31,6 +31,7 @@ import yaml
 from include.evergreen.local import processes
 from include.evergreen.local.api import Api
 from include.evergreen.local.layout import PORTS, Layout
+from include.evergreen.local.stack import READY_SECONDS
 from tests.outside import LakeReader, Rows, compiled, copy_of_project, ports_of, s3_client, unhurried
 
 HERE = Path(__file__).parent
@@ -153,7 +154,7 @@ class Embedded(LakeReader):
             cwd=self.project,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=READY_SECONDS + 60,
         )
 
     def up(self) -> None:
