@@ -234,6 +234,8 @@ LOOP_TAKES = (
     "Ingest takes 20 of 44 s, most of it to land and publish a partition a day; training 17, 8 of them to stage."
 )
 LAW = ("engine@1", "engine@10", "engine@100")
+"""The flights of a year, of ten, of a hundred; the last are `large`."""
+
 ROWS: dict[str, Row] = {
     "loop": Row(
         "the whole loop on 336,776 flights through Airflow",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from include.evergreen.health.facts import Alert
 
-
 Said = Literal["opened", "reminder", "recovered"]
 
 RETRY = dt.timedelta(seconds=60)

@@ -23,6 +23,7 @@ from include.evergreen.orchestration.deadline import RunCreated
 from include.evergreen.orchestration.quick import DAG
 
 log = logging.getLogger("evergreen")
+
 NOT_WORTH_A_RETRY = [
     f"include.evergreen.errors.{name}"
     for name in (
