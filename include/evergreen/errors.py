@@ -28,7 +28,7 @@ class SpecError(EvergreenError):
 
 
 class SettingsError(EvergreenError):
-    """A connection or variable that is missing or wrong."""
+    """A connection or variable that is missing or wrong. Retried: Airflow without its database finds none either."""
 
 
 class DataError(EvergreenError):

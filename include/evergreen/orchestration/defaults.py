@@ -29,13 +29,14 @@ NOT_WORTH_A_RETRY = [
     for name in (
         "DataError",
         "SpecError",
-        "SettingsError",
         "AccountingError",
         "ChecksumMismatch",
         "NotFound",
         "Refused",
     )
 ]
+"""Not SettingsError: while its metadata database is away, Airflow says of every connection that it is not defined."""
+
 RETRIES = ExceptionRetryPolicy(
     rules=[RetryRule(exception=NOT_WORTH_A_RETRY, action=RetryAction.FAIL, reason="the same input fails again")]
 )

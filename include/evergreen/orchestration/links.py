@@ -26,7 +26,9 @@ class PageLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         from airflow.configuration import conf
 
-        returned = ti_key.xcom_pull(task_ids=operator.task_id, map_indexes=ti_key.map_index) or {}
+        returned = ti_key.xcom_pull(task_ids=operator.task_id, map_indexes=ti_key.map_index)
+        if not returned:  # it failed: there is no page, and Airflow shows no button
+            return ""
         return f"{conf.get('api', 'base_url').rstrip('/')}{PREFIX}{self._path.format_map(returned)}"
 
 

@@ -125,10 +125,11 @@ def test_dag_processor_and_triggerer(ward: Ward, tally: Tally) -> None:
 
 
 def restarted(ward: Ward, part: str) -> Callable[[], None]:
-    """An orderly end, and a start."""
+    """An orderly end, and a start three seconds later: tasks begin in between."""
 
     def happen() -> None:
         ward.cluster.halt(part)
+        time.sleep(3)
         ward.cluster.launch(part)
 
     return happen
