@@ -288,7 +288,7 @@ def test_sql_of_a_spec_reaches_nothing(shop: MemoryLake, tally: Tally, reach: di
     one = f"(select max(x) from ({inner}) t(x))"
     spec = examples.model()
     orders = examples.source().tables["orders"]
-    raw = deliveries.empty(orders)
+    raw = deliveries.schema_of(orders).empty_table()
 
     def derived(text: str) -> Any:
         return cast(raw, TableSpec.model_validate({**orders.model_dump(), "derive": {"extra": text}}))

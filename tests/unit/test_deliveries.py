@@ -185,6 +185,9 @@ def store(*keys: str) -> MemoryObjects:
 def test_deliveries_are_found_by_the_part_before_the_extension(path: str, found: list[str], others: list[str]) -> None:
     spec, objects = table(path=path), store(*found, *others)
     assert [info.key for info in files.find(objects, spec, DAY)] == found
+    apart = [dt.date(2023, 12, 31), *(DAY + dt.timedelta(i) for i in range(33))]
+    assert files.find_all(objects, spec, apart) == [files.find(objects, spec, day) for day in apart]
+    assert files.find_all(objects, spec, [DAY, DAY + dt.timedelta(1)])[0] == files.find(objects, spec, DAY)
     assert DAY in [day for day, _ in files.dated(objects, spec, "")]
     assert files.newest_date(objects, spec, DAY) == DAY
 

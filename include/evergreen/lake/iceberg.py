@@ -808,10 +808,10 @@ def _write_files(table: Table, parts: Iterable[dict[dt.date, pa.Table]]) -> list
     schema, spec = table.schema(), table.spec()
     size = int(PROPERTIES["write.target-file-size-bytes"])
     write_uuid = uuid.uuid4()
+    named = pyarrow_to_schema(_arrow(schema), name_mapping=schema.name_mapping)
 
     def write(number: int, day: dt.date, part: pa.Table) -> list[DataFile]:
         key = PartitionKey([PartitionFieldValue(spec.fields[0], day)], spec, schema)
-        named = pyarrow_to_schema(part.schema, name_mapping=schema.name_mapping)
         task = WriteTask(write_uuid, number, named, part.to_batches(), partition_key=key)
         return list(write_file(table.io, table.metadata, iter([task])))
 

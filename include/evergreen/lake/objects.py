@@ -137,43 +137,46 @@ class S3Objects:
     def put(self, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
         """Store `data` whole, or raise Unavailable with nothing visible."""
         with self._errors(key):
-            self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+            if self._plain("PUT", key, data, {"Content-Type": content_type}) is None:
+                self._s3.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
 
     def get(self, key: str) -> bytes:
-        """The whole object. Raises NotFound, Unavailable.
+        """The whole object. Raises NotFound, Unavailable."""
+        with self._errors(key):
+            data = self._plain("GET", key)
+            return self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read() if data is None else data
 
-        A plain GET, signed and sent by boto3's own parts: a read of the lake is hundreds of small files, and a call of
-        the client costs twice as much processor time. What is not answered with the object is asked of the client.
+    def _plain(self, method: str, key: str, data: bytes | None = None, headers: Any = None) -> bytes | None:
+        """A plain request, signed and sent by boto3's own parts: a day in the lake is a file, and a call of the client
+        costs twice as much processor time. What it answers; None for all but a success, for the client to ask again.
         """
         from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError
 
-        with self._errors(key):
-            for tried in range(1, self.timeouts.tries + 1):
-                try:
-                    data = self._plain(key)
-                    break
-                except (ConnectionError, HTTPClientError, IncompleteReadError):
-                    if tried == self.timeouts.tries:
-                        raise
-                    time.sleep(random.random())  # noqa: S311
-            return self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read() if data is None else data
+        for tried in range(1, self.timeouts.tries + 1):
+            try:
+                return self._sent(method, key, data, headers)
+            except (ConnectionError, HTTPClientError, IncompleteReadError):
+                if tried == self.timeouts.tries:
+                    raise
+                time.sleep(random.random())  # noqa: S311
+        return None
 
-    def _plain(self, key: str) -> bytes | None:
-        """The object, None for any other answer."""
+    def _sent(self, method: str, key: str, data: bytes | None, headers: Any) -> bytes | None:
         from botocore.awsrequest import AWSRequest
         from botocore.exceptions import IncompleteReadError
 
         s3: Any = self._s3
-        request = AWSRequest("GET", f"{s3.meta.endpoint_url}/{self.bucket}/{quote(key, safe='/~')}")
+        url = f"{s3.meta.endpoint_url}/{self.bucket}/{quote(key, safe='/~')}"
+        request = AWSRequest(method, url, data=data, headers=headers)
         s3._request_signer.get_auth_instance("s3", s3.meta.region_name, "s3v4").add_auth(request)
         answer = s3._endpoint.http_session.send(request.prepare())
         if answer.status_code != 200:
             return None
-        data: bytes = answer.content
-        expected = int(answer.headers.get("Content-Length", len(data)))
-        if len(data) != expected:
-            raise IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
-        return data
+        found: bytes = answer.content
+        expected = int(answer.headers.get("Content-Length", len(found)))
+        if len(found) != expected:
+            raise IncompleteReadError(actual_bytes=len(found), expected_bytes=expected)
+        return found
 
     def exists(self, key: str) -> bool:
         """Raises Unavailable."""

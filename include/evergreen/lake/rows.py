@@ -66,7 +66,7 @@ def prepare(table: str, rows: pa.Table, dates: Collection[dt.date]) -> dict[dt.d
         )
     if not rows.num_rows:
         return {}
-    if len(found) > 1:
+    if len(found) > 1 and not _sorted(rows[PARTITION]):
         rows = rows.take(pc.sort_indices(rows, sort_keys=[(PARTITION, "ascending")]))
     parts: dict[dt.date, pa.Table] = {}
     start = 0
@@ -77,8 +77,16 @@ def prepare(table: str, rows: pa.Table, dates: Collection[dt.date]) -> dict[dt.d
     return parts
 
 
+def _sorted(days: pa.ChunkedArray) -> bool:
+    """As they come from the staged parts of a batch."""
+    numbers = days.cast(pa.int32()).to_numpy()
+    return bool((numbers[1:] >= numbers[:-1]).all())
+
+
 def cast(table: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """`rows` with the columns of `schema`, absent ones null. Raises SchemaMismatch for a value that does not fit."""
+    if rows.schema.equals(schema):
+        return rows
     columns: list[pa.ChunkedArray] = []
     for field in schema:
         if field.name not in rows.column_names:

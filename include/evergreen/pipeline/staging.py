@@ -62,12 +62,16 @@ def cut(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in tables of `PART_ROWS`, the last one of what is left; at least one, if `tables` has one."""
     import pyarrow as pa
 
-    held: pa.Table | None = None
-    cuts = 0
+    held: list[pa.Table] = []
+    rows = cuts = 0
     for table in tables:
-        held = table if held is None or not held.num_rows else pa.concat_tables([held, table])
-        while held.num_rows >= PART_ROWS:
-            yield held.slice(0, PART_ROWS).combine_chunks()
-            held, cuts = held.slice(PART_ROWS), cuts + 1
-    if held is not None and (held.num_rows or not cuts):
-        yield held.combine_chunks()
+        held.append(table)
+        rows += table.num_rows
+        if rows >= PART_ROWS:
+            whole = pa.concat_tables(held)
+            while rows >= PART_ROWS:
+                yield whole.slice(0, PART_ROWS).combine_chunks()
+                whole, rows, cuts = whole.slice(PART_ROWS), rows - PART_ROWS, cuts + 1
+            held = [whole]
+    if held and (rows or not cuts):
+        yield pa.concat_tables(held).combine_chunks()

@@ -16,6 +16,7 @@ from csv import Error as CsvError
 from csv import reader as csv_reader
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -69,8 +70,32 @@ def prefix(table: TableSpec, day: dt.date) -> str:
 def find(store: ObjectStore, table: TableSpec, day: dt.date) -> list[ObjectInfo]:
     """Deliveries of one partition in their order, the last one wins: by key without its extensions, so that
     `2013-07-01-2.csv.gz` comes after `2013-07-01.csv.gz`."""
-    start = prefix(table, day)
-    return sorted(store.list(start), key=lambda info: (info.key[len(start) :].split(".")[0], info.key))
+    return _in_order(table, day, store.list(prefix(table, day)))
+
+
+def _in_order(table: TableSpec, day: dt.date, infos: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+    start = len(prefix(table, day))
+    return sorted(infos, key=lambda info: (info.key[start:].split(".")[0], info.key))
+
+
+def find_all(store: ObjectStore, table: TableSpec, days: Sequence[dt.date]) -> list[list[ObjectInfo]]:
+    """`find` for each of the days; days of one month are one listing."""
+    months: dict[str, list[dt.date]] = {}
+    for day in days:
+        months.setdefault(day.isoformat()[:7], []).append(day)
+
+    def listed(item: tuple[str, list[dt.date]]) -> list[tuple[dt.date, ObjectInfo]]:
+        month, some = item
+        if len(some) == 1:
+            return [(some[0], info) for info in store.list(prefix(table, some[0]))]
+        return dated(store, table, _stem(table).split("{date}")[0] + month)
+
+    found: dict[dt.date, list[ObjectInfo]] = {day: [] for day in days}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for day, info in chain.from_iterable(pool.map(listed, months.items())):
+            if day in found:
+                found[day].append(info)
+    return [_in_order(table, day, found[day]) for day in days]
 
 
 def dated(store: ObjectStore, table: TableSpec, under: str) -> list[tuple[dt.date, ObjectInfo]]:
@@ -107,14 +132,14 @@ def fetch(store: ObjectStore, table: TableSpec, days: list[dt.date]) -> list[Del
             raise UnreadableDelivery(f"{info.key}: expected at most {MAX_BYTES:,} bytes, found {info.size:,}")
         return Delivery(day, info.key, info.etag, info.modified, store.get(info.key))
 
+    listed = find_all(store, table, days)
+    missing = [day.isoformat() for day, infos in zip(days, listed, strict=True) if not infos]
+    if missing:
+        raise DeliveryMissing(
+            f"{table.name}: expected a file at {table.path} for {', '.join(missing[:5])}"
+            f"{f' and {len(missing) - 5} more dates' if len(missing) > 5 else ''}, found none"
+        )
     with ThreadPoolExecutor(THREADS) as pool:
-        listed = list(pool.map(lambda day: find(store, table, day), days))
-        missing = [day.isoformat() for day, infos in zip(days, listed, strict=True) if not infos]
-        if missing:
-            raise DeliveryMissing(
-                f"{table.name}: expected a file at {table.path} for {', '.join(missing[:5])}"
-                f"{f' and {len(missing) - 5} more dates' if len(missing) > 5 else ''}, found none"
-            )
         return list(pool.map(one, [(day, info) for day, infos in zip(days, listed, strict=True) for info in infos]))
 
 
@@ -279,7 +304,7 @@ class Reading:
         A large delivery is read again, block by block. The first table is empty.
         """
         order: dict[dt.date, int] = {}
-        yield empty(self.table)
+        yield schema_of(self.table).empty_table()
         for delivery in sorted(self.deliveries, key=lambda delivery: delivery.date):
             order[delivery.date] = order.get(delivery.date, -1) + 1
             if delivery.date in self.stopped:
@@ -292,14 +317,15 @@ class Reading:
 def _placed(block: pa.Table, delivery: Delivery, order: int, table: TableSpec) -> pa.Table:
     """Rows of a delivery with where they came from."""
     delivered = delivery.modified.astimezone(dt.UTC).replace(tzinfo=None)
-    for name, value in (
-        ("partition_date", pa.scalar(delivery.date, pa.date32())),
-        ("source_file", pa.scalar(delivery.key, pa.string())),
-        (ORDER, pa.scalar(order, pa.int32())),
-        (DELIVERED, pa.scalar(delivered, pa.timestamp("us"))),
-    ):
-        block = block.append_column(name, pa.repeat(value, block.num_rows))
-    return block.select(empty(table).column_names)
+    place = {"partition_date": delivery.date, "source_file": delivery.key, ORDER: order, DELIVERED: delivered}
+    schema = schema_of(table)
+    columns = [
+        pa.repeat(pa.scalar(place[field.name], field.type), block.num_rows)
+        if field.name in place
+        else block[field.name]
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def check(deliveries: Sequence[Delivery], table: TableSpec) -> Reading:
@@ -346,8 +372,8 @@ def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[d
     return pa.concat_tables(reading.tables()), reading.stopped
 
 
-def empty(table: TableSpec) -> pa.Table:
-    """The shape of `read`'s rows, without rows."""
+def schema_of(table: TableSpec) -> pa.Schema:
+    """The columns of `read`'s rows."""
     schema = [
         *((name, pa.string()) for name in table.columns),
         ("source_row", pa.int64()),
@@ -356,4 +382,4 @@ def empty(table: TableSpec) -> pa.Table:
         (ORDER, pa.int32()),
         (DELIVERED, pa.timestamp("us")),
     ]
-    return pa.schema(schema).empty_table()
+    return pa.schema(schema)
