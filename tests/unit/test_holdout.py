@@ -271,6 +271,7 @@ def test_the_built_holdout_is_staged_and_json(platform: MemoryPlatform) -> None:
     kept = staging.get(platform, frozen["rows_key"])
     assert frozen["rows"] == kept.num_rows == 60 * len(PINNED)
     assert sorted(set(kept["as_of"].to_pylist())) == PINNED
+    assert kept.combine_chunks().equals(holdout.rows(platform, SPEC, frozen).combine_chunks())
     none = steps.build(platform, ruled(min_days=30), AS_OF, "run-2", "a test")
     assert none["frozen"] is None
 

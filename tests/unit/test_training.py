@@ -122,6 +122,13 @@ def test_it_predicts_what_xgboost_itself_does(bundle: ModelBundle, table: pa.Tab
     np.testing.assert_array_equal(bundle.predict(odd), expected)
 
 
+def test_the_reference_holds_what_the_model_predicts(bundle: ModelBundle, table: pa.Table) -> None:
+    """The fit predicts from XGBoost's bins; from the values it is the same to the last bit."""
+    parts = split(table, AS_OF, SPEC.training, SPEC.gate.frozen)
+    again = training.described(SPEC, bundle, bundle.facts["params"], parts, bundle.facts["compute"])
+    assert again.files() == bundle.files()
+
+
 def test_an_infinite_feature_is_refused(bundle: ModelBundle, table: pa.Table) -> None:
     endless = table.set_column(
         table.column_names.index("amount"), "amount", pa.array(np.full(table.num_rows, np.inf, "float32"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,6 +63,9 @@ MAX_OFF_LATTICE = 0.5
 """And a smaller share of its rows is off the known lattice."""
 LATTICE_TOLERANCE = 1e-5
 """Converting there and back loses the last bits: relative distance at which a value is the known one."""
+THREADS = 2
+Lattice = tuple[np.ndarray, float, bool]
+"""Known values of a column, the limit of the share that may be unknown, whether new extremes count as such."""
 
 
 @dataclass(frozen=True)
@@ -117,36 +121,45 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
     """Learn the habits of the watched numbers (those with `drift`), from features with `as_of`, any order."""
     days, day = np.unique(_ordinals(rows), return_inverse=True)
     names = [n for n, f in spec.features.items() if f.type == "number" and f.drift is not None]
-    mean, std, support, unseen, bounded, weights, daily = {}, {}, {}, {}, set(), {}, {}
     folds = np.array_split(np.arange(len(days)), FOLDS)
-    means = []
-    for name in names:  # one column at a time: the rows may be many
-        values = _values(rows, name)
-        known = values[np.isfinite(values)]
-        if not len(known) or not known.std() > 0:
-            continue
-        mean[name], std[name] = float(known.mean()), float(known.std())
-        means.append(_standardised({name: values}, day, len(days), (name,), mean, std)[:, 0])
-        daily[name] = _daily(values, day, len(days))
-        present = np.isfinite(means[-1]).sum()
-        if present < MIN_DAYS:
-            continue
-        lattice = _lattice(values, day, len(days), folds, MAX_USUAL if present >= SEASONAL_DAYS else MAX_USUAL_EARLY)
-        if lattice is not None:
-            support[name], unseen[name], strict = lattice
-            bounded |= {name} if strict else set()
-    columns = tuple(std)
-    z = np.stack(means, axis=1) if means else np.empty((len(days), 0))
+
+    def alone(name: str) -> tuple[float, float, np.ndarray, tuple[float, float, float, float], Lattice | None] | None:
+        """Mean, spread, means of the days, their bounds and the lattice of a column; None for one that says nothing."""
+        values, at = _finite(_values(rows, name), day)
+        if not len(values) or not (spread := float(values.std())) > 0:
+            return None
+        middle = float(values.mean())
+        means = _standardised(values, at, len(days), middle, spread)
+        present = np.isfinite(means).sum()
+        most = MAX_USUAL if present >= SEASONAL_DAYS else MAX_USUAL_EARLY
+        lattice = _lattice(values, at, len(days), folds, most) if present >= MIN_DAYS else None
+        return middle, spread, means, _daily(values, at, len(days)), lattice
+
+    with ThreadPoolExecutor(THREADS) as pool:  # few columns at a time: the rows may be many
+        learned = {name: found for name, found in zip(names, pool.map(alone, names), strict=True) if found is not None}
+    columns = tuple(learned)
+    lattices = {name: found[4] for name, found in learned.items() if found[4] is not None}
+    weights: dict[str, np.ndarray] = {}
+    z = np.stack([found[2] for found in learned.values()], axis=1) if learned else np.empty((len(days), 0))
     volume = np.bincount(day, minlength=len(days))
     usual = np.flatnonzero(volume >= MIN_ROWS_RATIO * np.median(volume)) if len(days) else np.arange(0)
     usual_folds = np.array_split(np.arange(len(usual)), FOLDS)
     for index, name in enumerate(columns):
         if np.isfinite(z[:, index]).sum() < MIN_DAYS:
             continue
-        learned = _relation(z[usual], _weekdays(days)[usual], index, usual_folds, HEADROOM * spec.monitoring.max_misfit)
-        if learned is not None:
-            weights[name] = learned
-    return Profile(columns, mean, std, support, unseen, frozenset(bounded), weights, daily)
+        weight = _relation(z[usual], _weekdays(days)[usual], index, usual_folds, HEADROOM * spec.monitoring.max_misfit)
+        if weight is not None:
+            weights[name] = weight
+    return Profile(
+        columns,
+        mean={name: found[0] for name, found in learned.items()},
+        std={name: found[1] for name, found in learned.items()},
+        support={name: known for name, (known, _, _) in lattices.items()},
+        unseen={name: limit for name, (_, limit, _) in lattices.items()},
+        bounded=frozenset(name for name, (_, _, strict) in lattices.items() if strict),
+        weights=weights,
+        daily={name: found[3] for name, found in learned.items()},
+    )
 
 
 def misfits(profile: Profile, rows: pa.Table, as_of: dt.date, limit: float) -> dict[str, Misfit]:
@@ -168,7 +181,7 @@ def misfits(profile: Profile, rows: pa.Table, as_of: dt.date, limit: float) -> d
     columns = profile.columns
     values = {name: _values(rows, name) for name in columns}
     values_today = {name: found[today] for name, found in values.items()}
-    z = _standardised(values_today, np.zeros(int(today.sum()), dtype=int), 1, columns, profile.mean, profile.std)[0]
+    z = np.array([_today(values_today[name], profile.mean[name], profile.std[name]) for name in columns])
     line = np.concatenate([np.nan_to_num(z), _weekdays(np.array([as_of.toordinal()]))[0], [1.0]])
     doubt = np.where(np.isfinite(z), 0.0, [_reach(profile, name) for name in columns])
     expected = {name: float(line @ weight) for name, weight in profile.weights.items()}
@@ -212,18 +225,21 @@ def _values(rows: pa.Table, name: str) -> np.ndarray:
     return found
 
 
-def _lattice(
-    values: np.ndarray, day: np.ndarray, size: int, folds: list[np.ndarray], most: float
-) -> tuple[np.ndarray, float, bool] | None:
-    """The known values of a column, the limit of what may be unknown, and whether new extremes count; None for a column
-    that is not watched."""
+def _finite(values: np.ndarray, day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The finite values, and the days they are of."""
     finite = np.isfinite(values)
-    encoded = pa.array(values[finite] + 0.0).dictionary_encode()  # one zero
+    return (values, day) if finite.all() else (values[finite], day[finite])
+
+
+def _lattice(values: np.ndarray, day: np.ndarray, size: int, folds: list[np.ndarray], most: float) -> Lattice | None:
+    """The known ones of finite values, the limit of what may be unknown, and whether new extremes count; None for a
+    column that is not watched."""
+    encoded = pa.array(values + 0.0).dictionary_encode()  # one zero
     if len(encoded.dictionary) > MAX_VALUES or len(encoded.dictionary) < 2:
         return None
     known, rank = np.unique(encoded.dictionary.to_numpy(), return_inverse=True)
     code = rank[encoded.indices.to_numpy()]
-    counts = np.bincount(day[finite] * len(known) + code, minlength=size * len(known)).reshape(size, len(known))
+    counts = np.bincount(day * len(known) + code, minlength=size * len(known)).reshape(size, len(known))
     for strict in (True, False):
         usual = _usual(known, counts, folds, strict)
         if usual is not None and usual <= most:
@@ -256,22 +272,17 @@ def _daily_unseen(values: np.ndarray, ordinals: np.ndarray, known: np.ndarray, s
     return float(np.mean(count / np.maximum(total, 1)))
 
 
-def _standardised(
-    values: Mapping[str, np.ndarray],
-    day: np.ndarray,
-    size: int,
-    columns: tuple[str, ...],
-    mean: Mapping[str, float],
-    std: Mapping[str, float],
-) -> np.ndarray:
-    """Daily means in training standard deviations, shape (days, columns); NaN for a day without a value."""
-    z = np.full((size, len(columns)), np.nan)
-    for index, name in enumerate(columns):
-        finite = np.isfinite(values[name])
-        count = np.bincount(day[finite], minlength=size)
-        total = np.bincount(day[finite], values[name][finite], minlength=size)
-        z[:, index] = np.where(count > 0, (total / np.maximum(count, 1) - mean[name]) / std[name], np.nan)
-    return z
+def _standardised(values: np.ndarray, day: np.ndarray, size: int, mean: float, std: float) -> np.ndarray:
+    """Daily means of finite values in training standard deviations, shape (days,); NaN for a day without a value."""
+    count = np.bincount(day, minlength=size)
+    total = np.bincount(day, values, minlength=size)
+    return np.where(count > 0, (total / np.maximum(count, 1) - mean) / std, np.nan)
+
+
+def _today(values: np.ndarray, mean: float, std: float) -> float:
+    """`_standardised` of one day."""
+    known, day = _finite(values, np.zeros(len(values), dtype=int))
+    return float(_standardised(known, day, 1, mean, std)[0])
 
 
 def _relation(
@@ -299,11 +310,10 @@ def _relation(
 
 
 def _daily(values: np.ndarray, day: np.ndarray, size: int) -> tuple[float, float, float, float]:
-    """Smallest and largest mean, smallest and largest standard deviation of a day with values."""
-    finite = np.isfinite(values)
-    count = np.bincount(day[finite], minlength=size)
-    mean = np.bincount(day[finite], values[finite], minlength=size) / np.maximum(count, 1)
-    square = np.bincount(day[finite], (values[finite] - mean[day[finite]]) ** 2, minlength=size)
+    """Smallest and largest mean, smallest and largest standard deviation of a day with finite values."""
+    count = np.bincount(day, minlength=size)
+    mean = np.bincount(day, values, minlength=size) / np.maximum(count, 1)
+    square = np.bincount(day, (values - mean[day]) ** 2, minlength=size)
     spread = np.sqrt(square / np.maximum(count, 1))
     mean, spread = mean[count > 0], spread[count > 0]
     return float(mean.min()), float(mean.max()), float(spread.min()), float(spread.max())

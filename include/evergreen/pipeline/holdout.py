@@ -80,6 +80,21 @@ def pin(
     return found
 
 
+def covered(holdout: dict[str, Any], snapshots: dict[str, int], since: dt.date, as_of: dt.date) -> bool:
+    """Whether rows built from `since` to `as_of` hold those of the pinned days: a holdout that was pinned just now."""
+    same: bool = holdout["snapshots"] == {table: str(snapshot) for table, snapshot in snapshots.items()}
+    return same and holdout["cut"] == as_of.isoformat() and bool(min(holdout["days"]) >= since.isoformat())
+
+
+def among(built: pa.Table, holdout: dict[str, Any]) -> pa.Table:
+    """Those of labelled rows that are of the pinned days."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    days = [dt.date.fromisoformat(day) for day in holdout["days"]]
+    return built.filter(pc.is_in(built["as_of"], pa.array(days, pa.date32())))
+
+
 def rows(platform: Platform, spec: ModelSpec, holdout: dict[str, Any], by_day: bool = False) -> pa.Table:
     """Labelled rows of the pinned days, from the pinned snapshots. Raises NotFound: a snapshot is gone.
 
@@ -87,7 +102,6 @@ def rows(platform: Platform, spec: ModelSpec, holdout: dict[str, Any], by_day: b
         by_day: build each day alone, for days that are too much for memory together with those between them.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     from include.evergreen.features.build import features, labelled, labels
 
@@ -101,5 +115,5 @@ def rows(platform: Platform, spec: ModelSpec, holdout: dict[str, Any], by_day: b
             labels(platform.lake, spec, since, until, cut=cut, snapshots=snapshots),
             spec,
         )
-        found.append(built.filter(pc.is_in(built["as_of"], pa.array(days, pa.date32()))))
+        found.append(among(built, holdout))
     return pa.concat_tables(found)

@@ -53,7 +53,10 @@ def build(
     _, champion = _champion(platform, spec)
     frozen = holdout.pin(platform, spec, as_of, key, snapshots, since, champion)
     if frozen is not None:
-        kept = holdout.rows(platform, spec, frozen, by_day=len(windows) > 1)
+        if staged["windows"] is None and holdout.covered(frozen, snapshots, since, as_of):
+            kept = holdout.among(staging.get(platform, staged["rows_key"]), frozen)
+        else:
+            kept = holdout.rows(platform, spec, frozen, by_day=len(windows) > 1)
         frozen |= {"rows_key": staging.put(platform, f"{stage}/frozen.parquet", kept), "rows": kept.num_rows}
     return {
         "reason": reason,

@@ -193,8 +193,12 @@ class _Spool:
 
 def _fitted(
     spec: ModelSpec, draft: ModelBundle, parts: Split, params: dict[str, Any], folder: Path
-) -> tuple[dict[str, Any], bytes]:
-    """The parameters used, and the trained booster as UBJ; `folder` is for what is not kept in memory."""
+) -> tuple[dict[str, Any], bytes, np.ndarray | None]:
+    """The parameters used, the trained booster as UBJ, and its predictions for training and validation rows: from their
+    bins, the same to the last bit as from their values, and sooner. None where the bins are on disk.
+
+    `folder` is for what is not kept in memory.
+    """
     threads = spec.training.threads
     large = is_large(spec, parts.train.num_rows)
     for name in ("train", "validation"):
@@ -203,7 +207,9 @@ def _fitted(
     validation = _matrix(draft, parts.validation, threads, train, folder / "validation", large)
     if spec.training.trials:
         params = tune(spec, params, lambda tried: float(_train(tried, spec.training, train, validation)[1]))
-    return params, bytes(_train(params, spec.training, train, validation)[0].save_raw("ubj"))
+    booster = _train(params, spec.training, train, validation)[0]
+    prediction = None if large else np.concatenate([booster.predict(train), booster.predict(validation)])
+    return params, bytes(booster.save_raw("ubj")), prediction
 
 
 def tune(spec: ModelSpec, params: dict[str, Any], loss: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
@@ -272,10 +278,12 @@ def fit(spec: ModelSpec, rows: Rows, as_of: dt.date, overrides: dict[str, Any] |
         categories=categories_of(spec, parts.train),
     )
     with scratch() as folder:
-        params, booster = _fitted(spec, draft, parts, params_of(spec, overrides), folder)
+        params, booster, prediction = _fitted(spec, draft, parts, params_of(spec, overrides), folder)
     bundle = replace(draft, booster=booster)
+    if prediction is not None:
+        prediction = np.concatenate([prediction, predicted(bundle, parts.holdout)])
     made = {"kind": "local", "external_memory": is_large(spec, parts.train.num_rows)}
-    return described(spec, bundle, params, parts, made)
+    return described(spec, bundle, params, parts, made, prediction)
 
 
 def described(
