@@ -38,11 +38,13 @@ def engine(side: Side) -> dict[str, Any]:
     from include.evergreen.pipeline import ingest
     from include.evergreen.quality import validation
     from include.evergreen.quality.casting import cast
-    from include.evergreen.quality.deliveries import empty
+    from include.evergreen.quality.deliveries import schema_of
 
     source, table = data.source(), data.delivered()
     file = data.delivery(side.scale)
-    validation.validate(cast(empty(table), table), table)  # imports and first use, as in a warm worker
+    validation.validate(
+        cast(schema_of(table).empty_table(), table), table
+    )  # imports and first use, as in a warm worker
     with side.platform() as platform:
         platform.landing.put(table.path.format(date=data.DAY), file.read_bytes())
         platform.lake.tables()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -11,19 +13,32 @@ from include.evergreen.errors import SpecError
 
 
 def connect(settings: str = "") -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB whose answers depend on its inputs alone: UTC, two threads, no progress bar.
+    """An in-memory DuckDB whose answers depend on its inputs alone: UTC, two threads.
 
     SQL of a spec runs here: it sees what is registered, and reaches no file, no network and no setting. What does not
     fit into memory is still spilled to disk.
 
+    Connections of a process share a database, 13 ms sooner than one of their own; what is registered in one, and its
+    temporary tables, no other sees.
+
     Args:
-        settings: `set` statements to run before the settings are locked.
+        settings: `set` statements to run before the settings are locked, in a database of its own.
     """
+    return _opened(settings) if settings else _shared(os.getpid()).cursor()
+
+
+def _opened(settings: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
-    connection.execute("set timezone = 'UTC'; set threads = 2; set enable_progress_bar = false")
+    connection.execute("set global timezone = 'UTC'; set threads = 2")
     connection.execute(settings)
     connection.execute("set enable_external_access = false; set lock_configuration = true")
     return connection
+
+
+@cache
+def _shared(process: int) -> duckdb.DuckDBPyConnection:
+    """Of one process: a fork has no threads of its parent's database, and must not close it."""
+    return _opened("")
 
 
 def quoted(*names: str) -> str:

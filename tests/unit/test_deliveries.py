@@ -73,8 +73,20 @@ def test_a_large_file_is_read_again_and_a_small_one_kept(monkeypatch: pytest.Mon
     kept = files.check(some, ORDERS)
     monkeypatch.setattr(files, "SMALL_ROWS", 0)
     again = files.check(some, ORDERS)
-    assert (kept.counts, again.counts) == ((3, 1), (3, 1))
-    assert pa.concat_tables(kept.tables()).equals(pa.concat_tables(again.tables()))
+    begun = files.check(some, ORDERS, begin=True)
+    rows = [pa.concat_tables(reading.tables()) for reading in (kept, again, begun)]
+    assert rows[0].equals(rows[1])
+    assert rows[0].equals(rows[2])
+    assert kept.counts == again.counts == begun.counts == [3, 1]
+
+
+def test_a_large_file_just_begun_says_where_it_breaks() -> None:
+    data = HEADER + ROW * 100_000 + b"2024-01-01,2,north\n"
+    begun = files.check([delivery(data)], ORDERS, begin=True)
+    assert not begun.stopped
+    with pytest.raises(UnreadableDelivery, match="in data row 100001"):
+        pa.concat_tables(begun.tables())
+    assert list(files.check([delivery(data)], ORDERS).stopped) == [DAY]
 
 
 def test_a_huge_header_is_refused_at_once_in_few_words() -> None:

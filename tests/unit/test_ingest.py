@@ -216,6 +216,17 @@ def test_a_bad_file_stops_its_partition_and_a_good_one_mends_it(platform: Memory
     assert json.loads(platform.objects.get("validation/orders/2024-01-06.json"))["success"] is True
 
 
+def test_a_large_file_that_breaks_at_its_end_stops_its_partition_alone(platform: MemoryPlatform) -> None:
+    """Its rows are staged before its end is seen."""
+    deliver(platform, DAY, csv(DAY))
+    deliver(platform, DAYS[1], csv(DAYS[1], size=100_000) + b"2024-01-02,7,n\n")
+    with pytest.raises(PartitionStopped, match="found 3 in data row 100001"):
+        run(platform, DAYS[:2])
+    assert platform.lake.counts("trusted.orders") == {DAY: 20}
+    assert (counts(platform), counts(platform, DAYS[1])) == ((20, 20, 0, 0), (0, 0, 0, 0))
+    assert held(platform) == []
+
+
 def test_a_bad_file_leaves_what_was_published_before(platform: MemoryPlatform) -> None:
     deliver(platform, DAY, csv(DAY))
     run(platform, [DAY])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from include.evergreen.errors import SpecError
@@ -51,6 +53,30 @@ def test_statements_are_queries() -> None:
 
 def test_names_are_quoted() -> None:
     assert quoted("a", "order") == '"a", "order"'
+
+
+def test_connections_share_no_table() -> None:
+    with connect() as one, connect() as other:
+        one.register("rows", pa.table({"x": [1]}))
+        one.execute("create temp table kept as select * from rows")
+        for name in ("rows", "kept"):
+            assert one.sql(f"select x from {name}").fetchall() == [(1,)]
+            with pytest.raises(duckdb.CatalogException):
+                other.sql(f"select x from {name}")
+        other.register("rows", pa.table({"x": [2]}))
+        assert one.sql("select x from rows").fetchall() == [(1,)]
+        assert other.sql("select current_setting('timezone')").fetchall() == [("UTC",)]
+
+
+def test_a_fork_opens_a_database_of_its_own() -> None:
+    with connect() as connection:
+        connection.sql("select sum(range) from range(1000000)").fetchall()
+    child = os.fork()
+    if not child:
+        with connect() as connection:
+            found = connection.sql("select sum(range) from range(1000000)").fetchall()
+        os._exit(0 if found == [(499999500000,)] else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_connection_reads_what_is_registered_and_no_file(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def prepare(table: str, rows: pa.Table, dates: Collection[dt.date]) -> dict[dt.d
     if schema.field(PARTITION).type != pa.date32():
         raise ValueError(f"{table}.{PARTITION}: expected date32, found {rows.schema.field(PARTITION).type}")
     rows = cast(table, rows, schema)
-    found = set(pc.unique(rows[PARTITION]).to_pylist())
+    counted = per_partition(rows)
+    found = set(counted)
     outside = found - set(dates)
     if outside:
         some = ", ".join(sorted(str(day) for day in outside)[:5])
@@ -70,11 +71,19 @@ def prepare(table: str, rows: pa.Table, dates: Collection[dt.date]) -> dict[dt.d
         rows = rows.take(pc.sort_indices(rows, sort_keys=[(PARTITION, "ascending")]))
     parts: dict[dt.date, pa.Table] = {}
     start = 0
-    counted = {pair["values"]: pair["counts"] for pair in pc.value_counts(rows[PARTITION]).to_pylist()}
     for day in sorted(found):
         parts[day] = rows.slice(start, counted[day]).combine_chunks()
         start += counted[day]
     return parts
+
+
+def per_partition(rows: pa.Table) -> dict[dt.date, int]:
+    """Rows of each partition; soonest for rows of one."""
+    days = rows[PARTITION]
+    bounds = pc.min_max(days).as_py()
+    if bounds["min"] == bounds["max"] and not days.null_count:
+        return {bounds["min"]: len(days)} if len(days) else {}
+    return {pair["values"]: pair["counts"] for pair in pc.value_counts(days).to_pylist()}
 
 
 def _sorted(days: pa.ChunkedArray) -> bool:

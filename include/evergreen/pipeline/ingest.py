@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from include.evergreen.ahead import ahead
 from include.evergreen.alerts.cause import of_stopped_partition
-from include.evergreen.errors import AccountingError, NotFound, PartitionStopped, Refused
+from include.evergreen.errors import AccountingError, DataError, NotFound, PartitionStopped, Refused
 from include.evergreen.pipeline import staging
 from include.evergreen.platform import Platform
 from include.evergreen.specs import SourceSpec, TableSpec
@@ -128,18 +128,23 @@ def land(
         if key not in known:
             platform.objects.put(key, delivery.data)
 
+    stage = f"staging/ingest/{table.name}/{run_id}"
     with ThreadPoolExecutor(THREADS) as pool:
-        read = pool.submit(check, deliveries, table)
-        list(pool.map(keep, deliveries))
-    reading = read.result()
+        keeping = [pool.submit(keep, delivery) for delivery in deliveries]
+        reading = check(deliveries, table, begin=True)
+        try:
+            parts = staging.put_parts(platform, f"{stage}/raw", staging.cut(reading.tables()))
+        except DataError:  # a large delivery is not to its end what it began as
+            reading = check(deliveries, table)
+            parts = staging.put_parts(platform, f"{stage}/raw", staging.cut(reading.tables()))
+        for kept in keeping:
+            kept.result()
     listing = [
         [d.date.isoformat(), d.key, d.etag, d.sha256, rows]
         for d, rows in zip(reading.deliveries, reading.counts, strict=True)
     ]
-    stage = f"staging/ingest/{table.name}/{run_id}"
     deliveries_key = f"{stage}/deliveries.json"
     platform.objects.put(deliveries_key, json.dumps(listing).encode(), "application/json")
-    parts = staging.put_parts(platform, f"{stage}/raw", staging.cut(reading.tables()))
     return {
         "rows_key": f"{stage}/raw",
         "parts": parts,
@@ -292,7 +297,8 @@ def _split_all(
     import numpy as np
     import pyarrow as pa
 
-    from include.evergreen.quality.accounting import losers, per_partition
+    from include.evergreen.lake.rows import per_partition
+    from include.evergreen.quality.accounting import losers
 
     lost, at = losers(typed, table.key, bad), np.array(sorted(bad), dtype=np.int64)
     parts = range(len(typed.parts))
@@ -392,7 +398,8 @@ def publish(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from include.evergreen.quality.accounting import Count, per_partition
+    from include.evergreen.lake.rows import per_partition
+    from include.evergreen.quality.accounting import Count
 
     stopped = {dt.date.fromisoformat(day): reasons for day, reasons in validated["stopped"].items()}
     days = [day for day in _dates(validated) if day not in stopped]

@@ -21,18 +21,18 @@ PART_ROWS = 131_072
 THREADS = 2
 
 
-def packed(rows: pa.Table) -> bytes:
-    """Rows as a Parquet file."""
+def packed(rows: pa.Table, plain: bool = False) -> bytes:
+    """Rows as a Parquet file; `plain`: in half of the time, for rows that are read whole."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
+    pq.write_table(rows, buffer, compression="zstd", use_dictionary=not plain, write_statistics=not plain)
     return buffer.getvalue()
 
 
-def put(platform: Platform, key: str, rows: pa.Table) -> str:
+def put(platform: Platform, key: str, rows: pa.Table, plain: bool = False) -> str:
     """Stage rows under `key`, and hand the key back. Raises Unavailable."""
-    platform.objects.put(key, packed(rows), "application/vnd.apache.parquet")
+    platform.objects.put(key, packed(rows, plain), "application/vnd.apache.parquet")
     return key
 
 
@@ -52,7 +52,7 @@ def put_parts(platform: Platform, key: str, tables: Iterable[pa.Table]) -> list[
     """Stage each table as a part under `key`; their rows. Raises Unavailable."""
 
     def stage(number: int, rows: pa.Table) -> int:
-        put(platform, part(key, number), rows)
+        put(platform, part(key, number), rows, plain=True)
         return int(rows.num_rows)
 
     return list(ahead((partial(stage, number, rows) for number, rows in enumerate(tables)), THREADS, "staging"))

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from include.evergreen.errors import AccountingError
 from include.evergreen.lake.ports import PARTITION
+from include.evergreen.lake.rows import per_partition
 from include.evergreen.quality.deliveries import ORDER
 from include.evergreen.quality.typed import Typed
 from include.evergreen.query import connect, quoted
@@ -66,12 +66,6 @@ def losers(rows: Typed, key: tuple[str, ...], bad: Collection[int] = ()) -> np.n
     won = winners(rows.take(at, list(dict.fromkeys([PARTITION, *key, ORDER, "source_row"]))), key)
     lost: np.ndarray[Any, Any] = at[~won.to_numpy(zero_copy_only=False)]
     return lost
-
-
-def per_partition(rows: pa.Table) -> dict[dt.date, int]:
-    """Rows of each partition."""
-    counted = pc.value_counts(rows[PARTITION].combine_chunks())
-    return {item["values"]: item["counts"] for item in counted.to_pylist()}
 
 
 def count(rows_in: pa.Table, trusted: pa.Table, quarantined: pa.Table, duplicates: pa.Table) -> dict[dt.date, Count]:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from include.evergreen.errors import SpecError
 from include.evergreen.quality.deliveries import DELIVERED, ORDER
-from include.evergreen.query import connect, expression
+from include.evergreen.query import connect, expression, quoted
 from include.evergreen.specs import TableSpec
 
 UNCAST = "__not_"
@@ -55,6 +55,20 @@ def _in_order(raw: pa.Table) -> bool:
     return bool((later | equal).all())
 
 
+def _typed(
+    connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray, kind: str, text: str
+) -> tuple[pa.Array, pa.Array]:
+    """A column in its type, and what did not cast; each text is looked at once, however many rows hold it."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    connection.register("found", pa.table({"found": encoded.dictionary}))
+    value = CASTS[kind].format(text="text")
+    known = connection.sql(
+        f"select {value} as value, case when text is not null and ({value}) is null then text end as left_over "
+        f"from (select {text.format('found')} as text from found)"
+    ).to_arrow_table()
+    return tuple(column.combine_chunks().take(encoded.indices) for column in known.columns)
+
+
 def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
     """Typed columns, derived columns, companions of what did not cast, and the engine's own columns.
 
@@ -70,35 +84,33 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
         SpecError: a derived column that DuckDB does not understand.
     """
     null = table.null.replace("'", "''")
-    texts, typed, left = [], [], []
-    for name, column in table.columns.items():
-        texts.append(f"""nullif(nullif("{name}", '{null}'), '') as "{name}" """)
-        quoted = f'"{name}"'
-        typed.append(f"{CASTS[column.type].format(text=quoted)} as {quoted}")
-        if column.type != "string":
-            value = CASTS[column.type].format(text=quoted)
-            left.append(
-                f'case when {quoted} is not null and ({value}) is null then {quoted} end as "{uncast(name, table)}"'
-            )
+    text = f"nullif(nullif({{0}}, '{null}'), '')"
     if table.available.rule == "scheduled":
         minutes = round(table.available.hours_after * 60)
         available = f"partition_date::timestamp + to_minutes({minutes})"
     else:
         available = DELIVERED
-    own = f"partition_date, {available} as available_at, source_file, source_row, {ORDER}"
     # DuckDB keeps the order of its input
     order = "" if _in_order(raw) else f" order by partition_date, {ORDER}, source_row"
     with connect() as connection:
+        columns = {name: raw[name] for name in ("source_row", "partition_date", "source_file", ORDER, DELIVERED)}
+        for name, column in table.columns.items():
+            if column.type == "string":
+                columns[name] = raw[name]
+            else:
+                columns[name], columns[uncast(name, table)] = _typed(connection, raw[name], column.type, text)
+        typed = [
+            text.format(quoted(name)) + f" as {quoted(name)}" if column.type == "string" else quoted(name)
+            for name, column in table.columns.items()
+        ]
+        left = [quoted(uncast(name, table)) for name, column in table.columns.items() if column.type != "string"]
+        own = f"partition_date, {available} as available_at, source_file, source_row, {ORDER}"
         derived = "".join(
             f', try({expression(connection, text, f"{table.name}: derive.{name}")}) as "{name}"'
             for name, text in table.derive.items()
         )
-        query = (
-            f"with texts as (select {', '.join(texts)}, source_row, partition_date, source_file, {ORDER}, {DELIVERED} "
-            f"from raw), typed as (select {', '.join([*typed, *left])}, {own} from texts) "
-            f"select *{derived} from typed{order}"
-        )
-        connection.register("raw", raw)
+        connection.register("raw", pa.table(columns))
+        query = f"with typed as (select {', '.join([*typed, *left, own])} from raw) select *{derived} from typed{order}"
         try:
             rows = connection.sql(query).to_arrow_table()
         except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:

@@ -284,24 +284,29 @@ def parse(delivery: Delivery, table: TableSpec) -> pa.Table:
 
 @dataclass(frozen=True)
 class Reading:
-    """Deliveries that were read once, to the last row.
+    """Deliveries that were read once: to the last row, or large ones just begun.
 
     Attributes:
-        counts: rows of each delivery; 0 in a partition that cannot be read.
         stopped: partition date -> why it cannot be read. One unreadable file stops its whole partition.
     """
 
     table: TableSpec
     deliveries: tuple[Delivery, ...]
-    counts: tuple[int, ...]
     stopped: dict[dt.date, str]
     _small: dict[str, pa.Table] = field(repr=False)
+    _rows: dict[str, int] = field(repr=False)
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each delivery; 0 in a partition that cannot be read. Of large ones just begun: after `tables`."""
+        return [0 if one.date in self.stopped else self._rows[one.key] for one in self.deliveries]
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows by partition, delivery and row: the declared columns as text, `partition_date`, `source_file`,
         `source_row`, `__delivery` (order within the partition) and `__delivered_at` (naive UTC).
 
         A large delivery is read again, block by block. The first table is empty.
+        Raises DataError for a large one that was just begun, at the block that cannot be read.
         """
         order: dict[dt.date, int] = {}
         yield schema_of(self.table).empty_table()
@@ -309,9 +314,11 @@ class Reading:
             order[delivery.date] = order.get(delivery.date, -1) + 1
             if delivery.date in self.stopped:
                 continue
-            known = self._small.get(delivery.key)
+            known, rows = self._small.get(delivery.key), 0
             for block in blocks(delivery, self.table) if known is None else [known]:
+                rows += block.num_rows
                 yield _placed(block, delivery, order[delivery.date], self.table)
+            self._rows[delivery.key] = rows
 
 
 def _placed(block: pa.Table, delivery: Delivery, order: int, table: TableSpec) -> pa.Table:
@@ -328,8 +335,12 @@ def _placed(block: pa.Table, delivery: Delivery, order: int, table: TableSpec) -
     return pa.table(columns, schema=schema)
 
 
-def check(deliveries: Sequence[Delivery], table: TableSpec) -> Reading:
-    """Read every delivery once, to its last row; what is small is kept. Raises nothing about their content."""
+def check(deliveries: Sequence[Delivery], table: TableSpec, begin: bool = False) -> Reading:
+    """Read every delivery once, to its last row; what is small is kept. Raises nothing about their content.
+
+    Args:
+        begin: large ones are just begun; `Reading.tables` finds out about the rest.
+    """
 
     def one(delivery: Delivery) -> pa.Table | int | str:
         small: list[pa.Table] | None = []
@@ -340,6 +351,8 @@ def check(deliveries: Sequence[Delivery], table: TableSpec) -> Reading:
                 if small is not None:
                     small.append(block)
                     small = None if rows > SMALL_ROWS else small
+                if begin and small is None:
+                    break
         except DataError as error:
             return f"{type(error).__name__}: {error}"
         return rows if small is None else pa.concat_tables(small)
@@ -351,19 +364,10 @@ def check(deliveries: Sequence[Delivery], table: TableSpec) -> Reading:
         if isinstance(result, str):
             known = stopped.get(delivery.date)
             stopped[delivery.date] = f"{known}; {result}" if known else result
-
-    def count(delivery: Delivery, result: pa.Table | int | str) -> int:
-        if delivery.date in stopped or isinstance(result, str):
-            return 0
-        return result if isinstance(result, int) else int(result.num_rows)
-
-    return Reading(
-        table,
-        tuple(deliveries),
-        tuple(count(delivery, result) for delivery, result in zip(deliveries, found, strict=True)),
-        stopped,
-        {d.key: result for d, result in zip(deliveries, found, strict=True) if isinstance(result, pa.Table)},
-    )
+    read = {d.key: result for d, result in zip(deliveries, found, strict=True) if not isinstance(result, str)}
+    small = {key: result for key, result in read.items() if isinstance(result, pa.Table)}
+    rows = {key: result.num_rows if isinstance(result, pa.Table) else result for key, result in read.items()}
+    return Reading(table, tuple(deliveries), stopped, small, rows)
 
 
 def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[dt.date, str]]:

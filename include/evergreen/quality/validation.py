@@ -26,7 +26,8 @@ import pyarrow.compute as pc
 
 from include.evergreen.errors import SpecError
 from include.evergreen.lake.ports import PARTITION
-from include.evergreen.quality.accounting import losers, per_partition, winners
+from include.evergreen.lake.rows import per_partition
+from include.evergreen.quality.accounting import losers, winners
 from include.evergreen.quality.casting import UNCAST, uncast
 from include.evergreen.quality.typed import ROW, Typed
 from include.evergreen.query import quoted
