@@ -26,7 +26,8 @@ def packed(rows: pa.Table, plain: bool = False) -> bytes:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", use_dictionary=not plain, write_statistics=not plain)
+    kind = "lz4" if plain else "zstd"
+    pq.write_table(rows, buffer, compression=kind, use_dictionary=not plain, write_statistics=not plain)
     return buffer.getvalue()
 
 

@@ -40,7 +40,7 @@ class Typed:
         """One part as a file, whose first row is the one at `start` of all."""
         placed = rows.append_column(ROW, pa.array(np.arange(start, start + rows.num_rows)))
         texts = [field.name for field in rows.schema if pa.types.is_string(field.type)]
-        pq.write_table(placed, path, compression="zstd", write_statistics=False, use_dictionary=texts)
+        pq.write_table(placed, path, compression="lz4", write_statistics=False, use_dictionary=texts)
         return path
 
     @property
