@@ -334,7 +334,7 @@ class Monitoring(Spec):
     max_performance_drop: float = 0.03
     min_matured_rows: int = 1000
     reconcile_days: Annotated[int, Field(ge=1)] = 28
-    sketch_rows: int = 5000
+    sketch_rows: int = 10_000
 
 
 class Retrain(Spec):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from include.evergreen.errors import SchemaMismatch
 
-ROWS = 5000
+ROWS = 10_000
 THREADS = 2
 SEED = 20130101
 SOURCE_ROWS = b"evergreen.source_rows"
