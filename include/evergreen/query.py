@@ -57,17 +57,24 @@ def statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str
 
 def expression(connection: duckdb.DuckDBPyConnection, text: str, where: str) -> str:
     """`text` in brackets. Raises SpecError, which names `where`, unless it is one expression and nothing beside it."""
-
-    def around(inner: str) -> tuple[int, Any]:
-        found = statements(connection, f"select ({inner})")
-        node = found[0]["node"]
-        beside = {name: value for name, value in node.items() if name != "select_list"}
-        return len(found) * len(node.get("select_list", [])), beside
-
-    try:
-        alone = around(text) == around("1")
-    except SpecError as error:
-        raise SpecError(f"{where}: expected one DuckDB expression, found {text!r}: {error}") from error
-    if not alone:
-        raise SpecError(f"{where}: expected one DuckDB expression, found more in {text!r}")
+    if text not in _ALONE:
+        try:
+            alone = _around(connection, text) == _around(connection, "1")
+        except SpecError as error:
+            raise SpecError(f"{where}: expected one DuckDB expression, found {text!r}: {error}") from error
+        if not alone:
+            raise SpecError(f"{where}: expected one DuckDB expression, found more in {text!r}")
+        _ALONE.add(text)
     return f"({text})"
+
+
+_ALONE: set[str] = set()
+"""Texts that were found to be one expression: those of specs, asked for every part of a batch."""
+
+
+def _around(connection: duckdb.DuckDBPyConnection, inner: str) -> tuple[int, Any]:
+    """How many columns a text selects, and what else its query holds."""
+    found = statements(connection, f"select ({inner})")
+    node = found[0]["node"]
+    beside = {name: value for name, value in node.items() if name != "select_list"}
+    return len(found) * len(node.get("select_list", [])), beside

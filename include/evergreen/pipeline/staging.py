@@ -71,8 +71,8 @@ def cut(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         if rows >= PART_ROWS:
             whole = pa.concat_tables(held)
             while rows >= PART_ROWS:
-                yield whole.slice(0, PART_ROWS).combine_chunks()
+                yield whole.slice(0, PART_ROWS)
                 whole, rows, cuts = whole.slice(PART_ROWS), rows - PART_ROWS, cuts + 1
             held = [whole]
     if held and (rows or not cuts):
-        yield pa.concat_tables(held).combine_chunks()
+        yield pa.concat_tables(held)

@@ -294,6 +294,7 @@ class Reading:
     deliveries: tuple[Delivery, ...]
     stopped: dict[dt.date, str]
     _small: dict[str, pa.Table] = field(repr=False)
+    _begun: dict[str, Iterator[pa.Table]] = field(repr=False)
     _rows: dict[str, int] = field(repr=False)
 
     @property
@@ -314,11 +315,16 @@ class Reading:
             order[delivery.date] = order.get(delivery.date, -1) + 1
             if delivery.date in self.stopped:
                 continue
-            known, rows = self._small.get(delivery.key), 0
-            for block in blocks(delivery, self.table) if known is None else [known]:
+            rows = 0
+            for block in self._blocks(delivery):
                 rows += block.num_rows
                 yield _placed(block, delivery, order[delivery.date], self.table)
             self._rows[delivery.key] = rows
+
+    def _blocks(self, delivery: Delivery) -> Iterable[pa.Table]:
+        if delivery.key in self._small:
+            return [self._small[delivery.key]]
+        return self._begun.pop(delivery.key) if delivery.key in self._begun else blocks(delivery, self.table)
 
 
 def _placed(block: pa.Table, delivery: Delivery, order: int, table: TableSpec) -> pa.Table:
@@ -342,17 +348,21 @@ def check(deliveries: Sequence[Delivery], table: TableSpec, begin: bool = False)
         begin: large ones are just begun; `Reading.tables` finds out about the rest.
     """
 
+    begun: dict[str, Iterator[pa.Table]] = {}
+
     def one(delivery: Delivery) -> pa.Table | int | str:
         small: list[pa.Table] | None = []
-        rows = 0
+        rows, reading = 0, blocks(delivery, table)
         try:
-            for block in blocks(delivery, table):
+            for block in reading:
                 rows += block.num_rows
                 if small is not None:
                     small.append(block)
-                    small = None if rows > SMALL_ROWS else small
-                if begin and small is None:
-                    break
+                if rows > SMALL_ROWS:
+                    if begin and small is not None:
+                        begun[delivery.key] = chain(small, reading)
+                        return rows
+                    small = None
         except DataError as error:
             return f"{type(error).__name__}: {error}"
         return rows if small is None else pa.concat_tables(small)
@@ -367,7 +377,7 @@ def check(deliveries: Sequence[Delivery], table: TableSpec, begin: bool = False)
     read = {d.key: result for d, result in zip(deliveries, found, strict=True) if not isinstance(result, str)}
     small = {key: result for key, result in read.items() if isinstance(result, pa.Table)}
     rows = {key: result.num_rows if isinstance(result, pa.Table) else result for key, result in read.items()}
-    return Reading(table, tuple(deliveries), stopped, small, rows)
+    return Reading(table, tuple(deliveries), stopped, small, begun, rows)
 
 
 def read(deliveries: list[Delivery], table: TableSpec) -> tuple[pa.Table, dict[dt.date, str]]:
