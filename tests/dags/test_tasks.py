@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 from airflow.triggers.base import TriggerEvent
 
-from include.evergreen.errors import DeliveryMissing, Refused, Unavailable
+from include.evergreen.errors import DeliveryMissing, EvergreenError, Refused, SettingsError, Unavailable
 from include.evergreen.orchestration import assets, defaults, runs
 from include.evergreen.orchestration.sensors import DeliverySensor, DeliveryTrigger
 
@@ -173,14 +173,14 @@ def test_a_trigger_survives_the_way_to_the_triggerer() -> None:
 class Scripted(DeliveryTrigger):
     """Finds what it is told to, look by look; the last answer stays."""
 
-    def __init__(self, *answers: bool | Unavailable, until: float | None = None) -> None:
+    def __init__(self, *answers: bool | EvergreenError, until: float | None = None) -> None:
         super().__init__("shop", "orders", ["2013-07-01"], 0.01, until)
         self.answers, self.looks = list(answers), 0
 
     def arrived(self) -> bool:
         answer = self.answers[min(self.looks, len(self.answers) - 1)]
         self.looks += 1
-        if isinstance(answer, Unavailable):
+        if isinstance(answer, EvergreenError):
             raise answer
         return answer
 
@@ -204,11 +204,11 @@ def test_a_trigger_gives_up_at_its_deadline() -> None:
     assert fired(late) == TriggerEvent("arrived"), "a triggerer that was down still looks once"
 
 
-def test_a_silent_store_is_asked_again_and_fails_only_at_the_deadline() -> None:
-    silent = Unavailable("no answer")
-    assert fired(Scripted(silent, silent, True, until=time.time() + 60)) == TriggerEvent("arrived")
-    with pytest.raises(Unavailable, match="no answer"):
-        fired(Scripted(silent, until=time.time() + 0.05))
+@pytest.mark.parametrize("error", [Unavailable("no answer"), SettingsError("no connection lake_s3")], ids=str)
+def test_who_does_not_answer_is_asked_again_and_fails_only_at_the_deadline(error: EvergreenError) -> None:
+    assert fired(Scripted(error, error, True, until=time.time() + 60)) == TriggerEvent("arrived")
+    with pytest.raises(type(error), match=str(error)):
+        fired(Scripted(error, until=time.time() + 0.05))
 
 
 @pytest.fixture

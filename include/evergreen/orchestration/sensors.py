@@ -12,7 +12,7 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from include.evergreen.errors import DeliveryMissing, Unavailable
+from include.evergreen.errors import DeliveryMissing, SettingsError, Unavailable
 
 GRACE = dt.timedelta(minutes=10)
 """Past the wait: only then does Airflow itself give a silent trigger up."""
@@ -29,7 +29,8 @@ def _arrived(source: str, table: str, dates: list[str]) -> bool:
 class DeliveryTrigger(BaseTrigger):
     """Fires `arrived` once the partitions have their delivery, or `timeout` at `until` (seconds since the epoch).
 
-    An object store that does not answer is asked again; it fails the wait only when it is still silent at `until`.
+    An object store that does not answer is asked again; it fails the wait only when it is still silent at `until`. So
+    is an Airflow that finds no connection: its own database may be away.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class DeliveryTrigger(BaseTrigger):
                 if await asyncio.to_thread(self.arrived):
                     yield TriggerEvent("arrived")
                     return
-            except Unavailable as error:
+            except (Unavailable, SettingsError) as error:
                 silent = error
                 self.log.warning("cannot look for %s yet: %s", self.table, error)
             left = math.inf if self.until is None else self.until - time.time()
