@@ -78,6 +78,7 @@ def test_a_large_file_is_read_again_and_a_small_one_kept(monkeypatch: pytest.Mon
     assert rows[0].equals(rows[1])
     assert rows[0].equals(rows[2])
     assert kept.counts == again.counts == begun.counts == [3, 1]
+    assert list(files.check(some, ORDERS, begin=True)._begun) == ["b.csv"], "the others wait without their text"
 
 
 def test_a_large_file_just_begun_says_where_it_breaks() -> None:

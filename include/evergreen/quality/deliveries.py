@@ -360,7 +360,8 @@ def check(deliveries: Sequence[Delivery], table: TableSpec, begin: bool = False)
                     small.append(block)
                 if rows > SMALL_ROWS:
                     if begin and small is not None:
-                        begun[delivery.key] = chain(small, reading)
+                        if delivery is deliveries[0]:  # the others would hold their text until their turn
+                            begun[delivery.key] = chain(small, reading)
                         return rows
                     small = None
         except DataError as error:
