@@ -46,6 +46,12 @@ def _pieces(file: Path) -> Iterator[bytes]:
             yield header + part + lines.readline()
 
 
+def _deliver(platform: Any, table: Any, file: Path) -> None:
+    for number, piece in enumerate(_pieces(file)):
+        mark = f"-{number:02}" if number else ""
+        platform.landing.put(table.path.format(date=f"{data.DAY}{mark}"), piece)
+
+
 def engine(side: Side) -> dict[str, Any]:
     from include.evergreen.pipeline import ingest
     from include.evergreen.quality import validation
@@ -58,9 +64,7 @@ def engine(side: Side) -> dict[str, Any]:
         cast(schema_of(table).empty_table(), table), table
     )  # imports and first use, as in a warm worker
     with side.platform() as platform:
-        for number, piece in enumerate(_pieces(file)):
-            mark = f"-{number:02}" if number else ""
-            platform.landing.put(table.path.format(date=f"{data.DAY}{mark}"), piece)
+        _deliver(platform, table, file)
         platform.lake.tables()
         with side.timed():
             staged = ingest.land(platform, source, table, [data.DAY], "bench")

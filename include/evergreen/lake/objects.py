@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import io
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from include.evergreen.settings import ObjectStoreSettings, Timeouts
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+ONE_WRITE = 64 * 1024
 DENIED = {401, 403}
 BUSY = {408, 429}
 URL = re.compile(r"(?: on| to| from)?(?: the)? endpoint URL: \"[^\"]*\"\.?")
@@ -167,7 +169,9 @@ class S3Objects:
 
         s3: Any = self._s3
         url = f"{s3.meta.endpoint_url}/{self.bucket}/{quote(key, safe='/~')}"
-        request = AWSRequest(method, url, data=data, headers=headers)
+        # a timeout is of one write to the socket: a large body goes in many
+        body = data if data is None or len(data) <= ONE_WRITE else io.BytesIO(data)
+        request = AWSRequest(method, url, data=body, headers=headers)
         s3._request_signer.get_auth_instance("s3", s3.meta.region_name, "s3v4").add_auth(request)
         answer = s3._endpoint.http_session.send(request.prepare())
         if answer.status_code != 200:
