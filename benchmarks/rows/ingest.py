@@ -60,9 +60,8 @@ def engine(side: Side) -> dict[str, Any]:
 
     source, table = data.source(), data.delivered()
     file = data.delivery(side.scale)
-    validation.validate(
-        cast(schema_of(table).empty_table(), table), table
-    )  # imports and first use, as in a warm worker
+    # imports and first use, as in a warm worker
+    validation.validate(cast(schema_of(table).empty_table(), table), table)
     with side.platform() as platform:
         _deliver(platform, table, file)
         platform.lake.tables()

@@ -17,7 +17,7 @@ import datetime as dt
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,16 @@ LATTICE_TOLERANCE = 1e-5
 THREADS = 2
 Lattice = tuple[np.ndarray, float, bool]
 """Known values of a column, the limit of the share that may be unknown, whether new extremes count as such."""
+
+
+class _Alone(NamedTuple):
+    """What a column says by itself; `means`: of the days, shape (days,). The others: see `Profile`."""
+
+    mean: float
+    std: float
+    means: np.ndarray
+    daily: tuple[float, float, float, float]
+    lattice: Lattice | None
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,8 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
     names = [n for n, f in spec.features.items() if f.type == "number" and f.drift is not None]
     folds = np.array_split(np.arange(len(days)), FOLDS)
 
-    def alone(name: str) -> tuple[float, float, np.ndarray, tuple[float, float, float, float], Lattice | None] | None:
-        """Mean, spread, means of the days, their bounds and the lattice of a column; None for one that says nothing."""
+    def alone(name: str) -> _Alone | None:
+        """None for a column that says nothing."""
         values, at = _finite(_values(rows, name), day)
         if not len(values) or not (spread := float(values.std())) > 0:
             return None
@@ -133,14 +143,14 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
         present = np.isfinite(means).sum()
         most = MAX_USUAL if present >= SEASONAL_DAYS else MAX_USUAL_EARLY
         lattice = _lattice(values, at, len(days), folds, most) if present >= MIN_DAYS else None
-        return middle, spread, means, _daily(values, at, len(days)), lattice
+        return _Alone(middle, spread, means, _daily(values, at, len(days)), lattice)
 
     with ThreadPoolExecutor(THREADS) as pool:  # few columns at a time: the rows may be many
         learned = {name: found for name, found in zip(names, pool.map(alone, names), strict=True) if found is not None}
     columns = tuple(learned)
-    lattices = {name: found[4] for name, found in learned.items() if found[4] is not None}
+    lattices = {name: found.lattice for name, found in learned.items() if found.lattice is not None}
     weights: dict[str, np.ndarray] = {}
-    z = np.stack([found[2] for found in learned.values()], axis=1) if learned else np.empty((len(days), 0))
+    z = np.stack([found.means for found in learned.values()], axis=1) if learned else np.empty((len(days), 0))
     volume = np.bincount(day, minlength=len(days))
     usual = np.flatnonzero(volume >= MIN_ROWS_RATIO * np.median(volume)) if len(days) else np.arange(0)
     usual_folds = np.array_split(np.arange(len(usual)), FOLDS)
@@ -152,13 +162,13 @@ def learn(rows: pa.Table, spec: ModelSpec) -> Profile:
             weights[name] = weight
     return Profile(
         columns,
-        mean={name: found[0] for name, found in learned.items()},
-        std={name: found[1] for name, found in learned.items()},
+        mean={name: found.mean for name, found in learned.items()},
+        std={name: found.std for name, found in learned.items()},
         support={name: known for name, (known, _, _) in lattices.items()},
         unseen={name: limit for name, (_, limit, _) in lattices.items()},
         bounded=frozenset(name for name, (_, _, strict) in lattices.items() if strict),
         weights=weights,
-        daily={name: found[3] for name, found in learned.items()},
+        daily={name: found.daily for name, found in learned.items()},
     )
 
 

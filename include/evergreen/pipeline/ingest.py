@@ -114,7 +114,7 @@ def land(
     Raises:
         DeliveryMissing: a partition has no file.
     """
-    from include.evergreen.quality.deliveries import check, fetch
+    from include.evergreen.quality.deliveries import Reading, check, fetch
 
     seen = _published(platform, table, dates)
     deliveries = fetch(platform.landing, table, list(dates))
@@ -129,14 +129,18 @@ def land(
             platform.objects.put(key, delivery.data)
 
     stage = f"staging/ingest/{table.name}/{run_id}"
+
+    def put(reading: Reading) -> list[int]:
+        return staging.put_parts(platform, f"{stage}/raw", staging.cut(reading.tables()))
+
     with ThreadPoolExecutor(THREADS) as pool:
         keeping = [pool.submit(keep, delivery) for delivery in deliveries]
         reading = check(deliveries, table, begin=True)
         try:
-            parts = staging.put_parts(platform, f"{stage}/raw", staging.cut(reading.tables()))
+            parts = put(reading)
         except DataError:  # a large delivery is not to its end what it began as
             reading = check(deliveries, table)
-            parts = staging.put_parts(platform, f"{stage}/raw", staging.cut(reading.tables()))
+            parts = put(reading)
         for kept in keeping:
             kept.result()
     listing = [

@@ -56,17 +56,17 @@ def _in_order(raw: pa.Table) -> bool:
 
 
 def _typed(
-    connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray, kind: str, text: str
+    connection: duckdb.DuckDBPyConnection, texts: pa.ChunkedArray, kind: str, known: str
 ) -> tuple[pa.Array, pa.Array]:
     """A column in its type, and what did not cast; each text is looked at once, however many rows hold it."""
     encoded = texts.combine_chunks().dictionary_encode()
     connection.register("found", pa.table({"found": encoded.dictionary}))
     value = CASTS[kind].format(text="text")
-    known = connection.sql(
+    looked_at = connection.sql(
         f"select {value} as value, case when text is not null and ({value}) is null then text end as left_over "
-        f"from (select {text.format('found')} as text from found)"
+        f"from (select {known.format('found')} as text from found)"
     ).to_arrow_table()
-    return tuple(column.combine_chunks().take(encoded.indices) for column in known.columns)
+    return tuple(column.combine_chunks().take(encoded.indices) for column in looked_at.columns)
 
 
 def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
@@ -84,7 +84,7 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
         SpecError: a derived column that DuckDB does not understand.
     """
     null = table.null.replace("'", "''")
-    text = f"nullif(nullif({{0}}, '{null}'), '')"
+    known = f"nullif(nullif({{0}}, '{null}'), '')"
     if table.available.rule == "scheduled":
         minutes = round(table.available.hours_after * 60)
         available = f"partition_date::timestamp + to_minutes({minutes})"
@@ -94,16 +94,16 @@ def cast(raw: pa.Table, table: TableSpec) -> pa.Table:
     order = "" if _in_order(raw) else f" order by partition_date, {ORDER}, source_row"
     with connect() as connection:
         columns = {name: raw[name] for name in ("source_row", "partition_date", "source_file", ORDER, DELIVERED)}
+        typed, left = [], []
         for name, column in table.columns.items():
             if column.type == "string":
                 columns[name] = raw[name]
+                typed.append(f"{known.format(quoted(name))} as {quoted(name)}")
             else:
-                columns[name], columns[uncast(name, table)] = _typed(connection, raw[name], column.type, text)
-        typed = [
-            text.format(quoted(name)) + f" as {quoted(name)}" if column.type == "string" else quoted(name)
-            for name, column in table.columns.items()
-        ]
-        left = [quoted(uncast(name, table)) for name, column in table.columns.items() if column.type != "string"]
+                beside = uncast(name, table)
+                columns[name], columns[beside] = _typed(connection, raw[name], column.type, known)
+                typed.append(quoted(name))
+                left.append(quoted(beside))
         own = f"partition_date, {available} as available_at, source_file, source_row, {ORDER}"
         derived = "".join(
             f', try({expression(connection, text, f"{table.name}: derive.{name}")}) as "{name}"'
